@@ -1,0 +1,97 @@
+"""The errors of sgdcov: one small hierarchy, each also a fitting built-in error.
+
+Every message shows the caller's own input, says what would be right and, where there is one, the way out.
+The numbers it names are attributes of the error as well, so that a program can use them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "HyperparameterError",
+    "InvalidProblemError",
+    "InvalidRuleError",
+    "NonStationaryError",
+    "NonlinearRuleError",
+    "ProofError",
+    "SgdcovError",
+    "UnstableError",
+]
+
+
+class SgdcovError(Exception):
+    """Base of every error that sgdcov raises on purpose."""
+
+
+class InvalidRuleError(SgdcovError, TypeError):
+    """An update rule does not have the form of one (slots, signature, what it returns)."""
+
+
+class NonlinearRuleError(SgdcovError, ValueError):
+    """An update rule is not linear in (state, gradient); ``term`` is the offending term as text."""
+
+    def __init__(self, rule: str, term: str, reason: str) -> None:
+        self.rule, self.term = rule, term
+        super().__init__(
+            f"update rule {rule!r} is not linear in (state, gradient): {reason} (offending term: {term}). "
+            f"Only steps of the form z' = A z + b grad(.) have a closed law."
+        )
+
+
+class HyperparameterError(SgdcovError, ValueError):
+    """A hyper-parameter is missing, unknown, or outside its domain; ``name`` says which."""
+
+    def __init__(self, message: str, *, name: str) -> None:
+        self.name = name
+        super().__init__(message)
+
+
+class InvalidProblemError(SgdcovError, ValueError):
+    """An array or argument is not what it claims to be (shape, symmetry, definiteness, finiteness)."""
+
+
+class UnstableError(SgdcovError, ValueError):
+    """The optimiser does not contract along a Hessian direction, so it has no stationary law.
+
+    Attributes
+    ----------
+    lr : float or None
+        The learning rate asked for (None for a rule that has no hyper-parameter of that name).
+    eigenvalue : float
+        The offending Hessian eigenvalue.
+    largest_lr : float or None
+        The least upper bound of the stable learning rates on that direction, where it is known.
+    """
+
+    def __init__(self, lr: float | None, eigenvalue: float, largest_lr: float | None) -> None:
+        self.lr, self.eigenvalue, self.largest_lr = lr, eigenvalue, largest_lr
+        what = "the optimizer" if lr is None else f"lr={lr:.6g}"
+        message = f"{what} has no stationary law on the direction with Hessian eigenvalue {eigenvalue:.6g}"
+        if largest_lr is not None:
+            message += f"; it needs lr < {largest_lr:.6g}"
+        super().__init__(message + ".")
+
+
+class NonStationaryError(SgdcovError, ValueError):
+    """No stationary law exists although nothing is unstable: the noise excites a direction that never forgets.
+
+    Attributes
+    ----------
+    rho : float or None
+        Spectral radius of the recursion, where it was computed.
+    modes : tuple
+        The excited directions or modes (indices, eigenvalues or moduli; the message says which).
+    """
+
+    def __init__(self, message: str, *, rho: float | None = None, modes: Sequence[object] = ()) -> None:
+        self.rho, self.modes = rho, tuple(modes)
+        super().__init__(message)
+
+
+class ProofError(SgdcovError, ArithmeticError):
+    """A formula does not satisfy one of its defining equations; ``residual`` is what is left over."""
+
+    def __init__(self, formula: str, equation: str, residual: object) -> None:
+        self.formula, self.equation, self.residual = formula, equation, residual
+        super().__init__(f"{formula} does not satisfy {equation}: the residual is {residual}, not 0.")
