@@ -1,0 +1,3 @@
+"""Filled by its modules."""
+
+from .. import __version__ as __version__
