@@ -156,7 +156,7 @@ def _linear_coefficients(
     collected = dict.fromkeys(generators, sp.Integer(0))
     for variable, coefficient in terms:
         if variable not in generators:
-            term = str(sp.sympify(variable) * coefficient).replace("_", "")
+            term = str((variable * coefficient).xreplace({g: sp.Symbol(g.name) for g in generators}))
             reason = "a constant is added" if variable == 1 else "a term has the wrong form"
             raise NonlinearRuleError(rule.name, term, reason)
         collected[variable] += coefficient

@@ -148,6 +148,7 @@ class Optimizer:
     def __repr__(self) -> str:
         defaults = {p.name: p.default for p in self.rule.hyperparameters}
         shown = [f"{name}={value}" for name, value in self.bound if defaults[name] is None or value != defaults[name]]
+        shown += [f"{name}={name}" for name in self.unbound if defaults[name] is not None]
         return f"{self.rule.name}({', '.join(shown)})"
 
 
