@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 
@@ -66,16 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, arguments: list[str]) -> int:
-    try:
-        command = importlib.import_module(COMMANDS[name][0])
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in OPTIONAL:
-            raise
+    missing = [package for module, package in OPTIONAL.items() if importlib.util.find_spec(module) is None]
+    if missing:
         print(
-            f"sgdcov {name} needs {OPTIONAL[missing]}, which is not installed. It comes with an extra:\n\n"
-            "    pip install 'sgdcov[validation]'\n",
+            f"sgdcov {name} needs {', '.join(missing)}, which the extra 'validation' brings:\n\n"
+            "    pip install 'sgdcov[validation]'",
             file=sys.stderr,
         )
         return 2
-    return int(command.main(arguments))
+    return int(importlib.import_module(COMMANDS[name][0]).main(arguments))
