@@ -1,0 +1,38 @@
+"""The assumptions a formula rests on, as values that are printed next to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sympy as sp
+
+__all__ = ["COMMUTING", "CONSTANT_HESSIAN", "SMALL_LEARNING_RATE", "WHITE_NOISE", "Assumption", "stable"]
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """One assumption: a name, what it says, and, where it is one, the conditions on the symbols."""
+
+    name: str
+    statement: str
+    conditions: tuple[sp.Basic, ...] = ()
+
+    def __str__(self) -> str:
+        conditions = ", ".join(str(c) for c in self.conditions)
+        return f"{self.statement} ({conditions})" if conditions else self.statement
+
+
+CONSTANT_HESSIAN = Assumption(
+    "constant Hessian", "the loss is quadratic, L(w) = (w - w*)' H (w - w*)/2, with H symmetric positive semidefinite"
+)
+WHITE_NOISE = Assumption(
+    "white noise",
+    "the gradient noise has mean zero and covariance C at every step, independent of w and of all other steps",
+)
+COMMUTING = Assumption("commuting", "C and H have a common eigenbasis, so that c_ij = 0 for i != j")
+SMALL_LEARNING_RATE = Assumption("small learning rate", "lr*h is small against 1, so that time may be taken as continuous")
+
+
+def stable(conditions: tuple[sp.Basic, ...]) -> Assumption:
+    """Return the assumption that the recursion contracts along the eigenvectors in question."""
+    return Assumption("stable", "the recursion contracts at h = h_i and at h = h_j", tuple(conditions))

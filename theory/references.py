@@ -1,0 +1,105 @@
+"""The literature, by BibTeX key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+__all__ = ["REFERENCES", "bibtex"]
+
+
+def _entry(kind: str, key: str, **fields: str) -> str:
+    body = ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items())
+    return f"@{kind}{{{key},\n{body}\n}}"
+
+
+_ENTRIES = (
+    ("misc", "xu2024dynamics", {
+        "author": "Xu, Yuelin and Zhang, Xiao",
+        "title": "How Learning Dynamics Drive Adversarially Robust Generalization?",
+        "year": "2024", "eprint": "2410.07719", "archiveprefix": "arXiv"}),
+    ("inproceedings", "liu2021noise", {
+        "author": "Liu, Kangqiao and Ziyin, Liu and Ueda, Masahito",
+        "title": "Noise and Fluctuation of Finite Learning Rate Stochastic Gradient Descent",
+        "booktitle": "International Conference on Machine Learning", "year": "2021", "eprint": "2012.03636",
+        "archiveprefix": "arXiv"}),
+    ("inproceedings", "ziyin2022strength", {
+        "author": "Ziyin, Liu and Liu, Kangqiao and Mori, Takashi and Ueda, Masahito",
+        "title": "Strength of Minibatch Noise in {SGD}",
+        "booktitle": "International Conference on Learning Representations", "year": "2022", "eprint": "2102.05375",
+        "archiveprefix": "arXiv"}),
+    ("article", "mandt2017", {
+        "author": "Mandt, Stephan and Hoffman, Matthew D. and Blei, David M.",
+        "title": "Stochastic Gradient Descent as Approximate {B}ayesian Inference",
+        "journal": "Journal of Machine Learning Research", "volume": "18", "number": "134", "pages": "1--35",
+        "year": "2017", "eprint": "1704.04289", "archiveprefix": "arXiv"}),
+    ("article", "robbins1951", {
+        "author": "Robbins, Herbert and Monro, Sutton", "title": "A Stochastic Approximation Method",
+        "journal": "The Annals of Mathematical Statistics", "volume": "22", "number": "3", "pages": "400--407",
+        "year": "1951"}),
+    ("article", "polyak1964", {
+        "author": "Polyak, Boris T.", "title": "Some methods of speeding up the convergence of iteration methods",
+        "journal": "USSR Computational Mathematics and Mathematical Physics", "volume": "4", "number": "5",
+        "pages": "1--17", "year": "1964"}),
+    ("article", "polyak1992", {
+        "author": "Polyak, Boris T. and Juditsky, Anatoli B.",
+        "title": "Acceleration of Stochastic Approximation by Averaging",
+        "journal": "SIAM Journal on Control and Optimization", "volume": "30", "number": "4", "pages": "838--855",
+        "year": "1992"}),
+    ("article", "nesterov1983", {
+        "author": "Nesterov, Yurii",
+        "title": "A method of solving a convex programming problem with convergence rate {$O(1/k^2)$}",
+        "journal": "Soviet Mathematics Doklady", "volume": "27", "pages": "372--376", "year": "1983"}),
+    ("inproceedings", "sutskever2013", {
+        "author": "Sutskever, Ilya and Martens, James and Dahl, George and Hinton, Geoffrey",
+        "title": "On the importance of initialization and momentum in deep learning",
+        "booktitle": "International Conference on Machine Learning", "year": "2013"}),
+    ("inproceedings", "pytorch", {
+        "author": "Paszke, Adam and others",
+        "title": "{PyTorch}: An Imperative Style, High-Performance Deep Learning Library",
+        "booktitle": "Advances in Neural Information Processing Systems", "year": "2019"}),
+    ("inproceedings", "ma2019qhm", {
+        "author": "Ma, Jerry and Yarats, Denis", "title": "Quasi-hyperbolic momentum and {Adam} for deep learning",
+        "booktitle": "International Conference on Learning Representations", "year": "2019", "eprint": "1810.06801",
+        "archiveprefix": "arXiv"}),
+    ("inproceedings", "loshchilov2019", {
+        "author": "Loshchilov, Ilya and Hutter, Frank", "title": "Decoupled Weight Decay Regularization",
+        "booktitle": "International Conference on Learning Representations", "year": "2019", "eprint": "1711.05101",
+        "archiveprefix": "arXiv"}),
+    ("inproceedings", "foret2021", {
+        "author": "Foret, Pierre and Kleiner, Ariel and Mobahi, Hossein and Neyshabur, Behnam",
+        "title": "Sharpness-Aware Minimization for Efficiently Improving Generalization",
+        "booktitle": "International Conference on Learning Representations", "year": "2021", "eprint": "2010.01412",
+        "archiveprefix": "arXiv"}),
+    ("inproceedings", "wu2020awp", {
+        "author": "Wu, Dongxian and Xia, Shu-Tao and Wang, Yisen",
+        "title": "Adversarial Weight Perturbation Helps Robust Generalization",
+        "booktitle": "Advances in Neural Information Processing Systems", "year": "2020", "eprint": "2004.05884",
+        "archiveprefix": "arXiv"}),
+    ("inproceedings", "wang2022seat", {
+        "author": "Wang, Hongjun and Wang, Yisen",
+        "title": "Self-Ensemble Adversarial Training for Improved Robustness",
+        "booktitle": "International Conference on Learning Representations", "year": "2022", "eprint": "2203.09678",
+        "archiveprefix": "arXiv"}),
+    ("book", "jury1964", {
+        "author": "Jury, Eliahu I.", "title": "Theory and Application of the z-Transform Method", "publisher": "Wiley",
+        "year": "1964"}),
+)  # fmt: skip
+
+#: Every reference of the catalogue as a BibTeX entry, by key.
+REFERENCES: Mapping[str, str] = {key: _entry(kind, key, **fields) for kind, key, fields in _ENTRIES}
+
+
+def bibtex(keys: Iterable[str]) -> str:
+    """Return the BibTeX entries of some keys, in order; a key of the reader's own is passed over as a comment.
+
+    Examples
+    --------
+    >>> print(bibtex(["jury1964"]))
+    @book{jury1964,
+      author = {Jury, Eliahu I.},
+      title = {Theory and Application of the z-Transform Method},
+      publisher = {Wiley},
+      year = {1964}
+    }
+    """
+    return "\n\n".join(REFERENCES.get(key, f"% no entry for {key}") for key in keys)
