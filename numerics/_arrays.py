@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidProblemError
 
-__all__ = ["matrix", "positive_semidefinite", "rounding_level", "symmetric", "vector"]
+__all__ = ["matrix", "nonnegative", "positive_semidefinite", "rounding_level", "square", "symmetric", "vector"]
 
 Array = NDArray[np.float64]
 
@@ -65,7 +65,7 @@ _EPS = float(np.finfo(np.float64).eps)
 
 def rounding_level(a: Array, unit: float = _EPS) -> float:
     """The size ``8 d unit max|a|`` up to which a defect of the square matrix ``a`` counts as rounding."""
-    return ROUNDING * a.shape[0] * unit * float(np.max(np.abs(a)))
+    return float(ROUNDING * a.shape[0] * unit) * float(np.max(np.abs(a)))
 
 
 def vector(name: str, a: ArrayLike, *, dim: int | None = None) -> Array:
@@ -88,6 +88,20 @@ def matrix(name: str, a: ArrayLike, *, rows: int | None = None, columns: int | N
     array([[1., 2.]])
     """
     return _real(name, a, 2, (rows, columns))[0]
+
+
+def nonnegative(name: str, value: float) -> float:
+    """A finite real number, at least 0.
+
+    Examples
+    --------
+    >>> nonnegative("damping", 1)
+    1.0
+    """
+    number = np.asarray(value)
+    if number.ndim != 0 or number.dtype.kind not in "fiu" or not np.isfinite(number) or number < 0:
+        raise InvalidProblemError(f"{name} must be a finite number, at least 0, got {value!r}")
+    return float(number)
 
 
 def _square(name: str, a: ArrayLike, dim: int | None) -> tuple[Array, float]:
@@ -174,7 +188,7 @@ def positive_semidefinite(name: str, a: ArrayLike, *, dim: int | None = None) ->
 
     Examples
     --------
-    >>> positive_semidefinite("noise", [[1, 2], [2, 1]])
+    >>> positive_semidefinite("noise", [[1, 2], [2, 1]])  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
     sgdcov.errors.InvalidProblemError: noise is not positive semidefinite: its smallest eigenvalue is -1 ...

@@ -1,0 +1,300 @@
+r"""Problems whose loss is exactly quadratic: a Hessian, a gradient noise, a minimiser.
+
+:class:`Quadratic` states the three.  :class:`LeastSquares` derives them from data:
+
+.. math:: L(w) = \frac1N \sum_n \tfrac12 (y_n - x_n^\top w)^2 + \tfrac{\lambda}{2} |w|^2 ,
+
+where the noise is the covariance of a minibatch's mean gradient, exactly, at the minimiser.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import InvalidProblemError
+from . import _arrays
+
+__all__ = ["LeastSquares", "Quadratic"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Quadratic:
+    r"""The loss :math:`L(w) = (w - w^*)^\top H (w - w^*)/2` with additive gradient noise of covariance C.
+
+    Parameters
+    ----------
+    hessian : array_like, shape (d, d)
+        H, symmetric positive semidefinite.
+    noise : array_like, shape (d, d)
+        C, the covariance of ONE step's gradient noise; symmetric positive semidefinite.
+    optimum : array_like, shape (d,)
+        A minimiser; the loss there is 0.
+
+    Raises
+    ------
+    InvalidProblemError
+        An array that is not what it claims to be, with its name and by how much.
+
+    Examples
+    --------
+    >>> problem = Quadratic([[2.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]], [1.0, 0.0])
+    >>> float(problem.loss([2.0, 1.0]))
+    1.5
+    >>> problem.gradient([[2.0, 1.0], [1.0, 0.0]])
+    array([[2., 1.],
+           [0., 0.]])
+    """
+
+    hessian: Array
+    noise: Array
+    optimum: Array
+
+    def __post_init__(self) -> None:
+        hessian = _arrays.positive_semidefinite("hessian", self.hessian)
+        object.__setattr__(self, "hessian", _frozen(hessian))
+        object.__setattr__(self, "noise", _frozen(_arrays.positive_semidefinite("noise", self.noise, dim=self.dim)))
+        object.__setattr__(self, "optimum", _frozen(_arrays.vector("optimum", self.optimum, dim=self.dim)))
+
+    @property
+    def dim(self) -> int:
+        """The number d of parameters."""
+        return int(self.hessian.shape[0])
+
+    def loss(self, w: ArrayLike) -> Array:
+        """The loss above its minimum.
+
+        Parameters
+        ----------
+        w : array_like, shape (..., d)
+
+        Returns
+        -------
+        ndarray, shape (...)
+        """
+        delta = _points(w, self.dim) - self.optimum
+        return np.asarray(0.5 * np.einsum("...i,...i->...", delta @ self.hessian, delta))
+
+    def gradient(self, w: ArrayLike) -> Array:
+        """The noiseless gradient ``H (w - optimum)``.
+
+        Parameters
+        ----------
+        w : array_like, shape (..., d)
+
+        Returns
+        -------
+        ndarray, shape (..., d)
+        """
+        return np.asarray((_points(w, self.dim) - self.optimum) @ self.hessian)
+
+
+@dataclass(frozen=True, eq=False)
+class LeastSquares:
+    r"""Linear regression on data, the mean over examples of :math:`(y - x^\top w)^2/2`, plus :math:`\lambda|w|^2/2`.
+
+    Parameters
+    ----------
+    X : array_like, shape (N, d)
+        One example a row.
+    y : array_like, shape (N,)
+    l2 : float, default 0
+        The weight-decay strength, at least 0.
+
+    Raises
+    ------
+    InvalidProblemError
+        Arrays not finite or of unfitting shapes, a negative ``l2``.
+
+    Notes
+    -----
+    At a point w other than the minimiser the gradient noise differs: its covariance is that of the per-example
+    gradients there.  The additive model (:meth:`quadratic`) freezes it at the minimiser.
+
+    Examples
+    --------
+    Two examples with residuals -1 and +1 at the mean:
+
+    >>> problem = LeastSquares([[1.0], [1.0]], [0.0, 2.0])
+    >>> problem.optimum, problem.hessian, float(problem.loss([1.0]))
+    (array([1.]), array([[1.]]), 0.5)
+    >>> problem.noise(batch_size=1)
+    array([[1.]])
+    >>> problem.noise(batch_size=2, replacement=False)
+    array([[0.]])
+    """
+
+    X: Array
+    y: Array
+    l2: float = 0.0
+
+    def __post_init__(self) -> None:
+        design = _arrays.matrix("X", self.X)
+        object.__setattr__(self, "X", _frozen(design))
+        y = _arrays.vector("y", self.y)
+        if y.shape[0] != design.shape[0]:
+            raise InvalidProblemError(f"y must have one entry per row of X, {design.shape[0]}, got {y.shape[0]}")
+        object.__setattr__(self, "y", _frozen(y))
+        object.__setattr__(self, "l2", _arrays.nonnegative("l2", self.l2))
+
+    @property
+    def dim(self) -> int:
+        """The number d of parameters."""
+        return int(self.X.shape[1])
+
+    @property
+    def num_examples(self) -> int:
+        """The number N of examples."""
+        return int(self.X.shape[0])
+
+    def loss(self, w: ArrayLike) -> Array:
+        """The mean loss over all examples, the l2 part included.
+
+        Parameters
+        ----------
+        w : array_like, shape (..., d)
+
+        Returns
+        -------
+        ndarray, shape (...)
+        """
+        w = _points(w, self.dim)
+        residual = w @ self.X.T - self.y
+        return np.asarray(0.5 * np.mean(residual**2, axis=-1) + 0.5 * self.l2 * np.sum(w**2, axis=-1))
+
+    def gradient(self, w: ArrayLike) -> Array:
+        """The gradient of :meth:`loss`.
+
+        Parameters
+        ----------
+        w : array_like, shape (..., d)
+
+        Returns
+        -------
+        ndarray, shape (..., d)
+        """
+        w = _points(w, self.dim)
+        return np.asarray((w @ self.X.T - self.y) @ self.X / self.num_examples + self.l2 * w)
+
+    def per_example_gradients(self, w: ArrayLike) -> Array:
+        """The gradient of each example's own loss; each has the l2 part, so their mean is :meth:`gradient`.
+
+        Parameters
+        ----------
+        w : array_like, shape (..., d)
+
+        Returns
+        -------
+        ndarray, shape (..., N, d)
+        """
+        w = _points(w, self.dim)
+        residual = w @ self.X.T - self.y
+        return np.asarray(residual[..., None] * self.X + self.l2 * w[..., None, :])
+
+    @cached_property
+    def hessian(self) -> Array:
+        """``X^T X / N + l2 I``, shape (d, d)."""
+        gram = self.X.T @ self.X / self.num_examples
+        return _frozen(0.5 * (gram + gram.T) + self.l2 * np.eye(self.dim))
+
+    @cached_property
+    def optimum(self) -> Array:
+        """The minimiser, shape (d,); where there are many, the one of least norm.
+
+        From the singular values of the design itself (the normal equations would square its condition).  Singular
+        values below ``max(N, d) eps`` times the largest count as zero where ``l2`` is 0.
+        """
+        u, s, vt = scipy.linalg.svd(self.X, full_matrices=False, lapack_driver="gesvd")
+        projected = u.T @ self.y
+        if self.l2 > 0.0:
+            # s / (s^2 + N l2), without overflow or underflow of the squares
+            root = np.sqrt(self.num_examples * self.l2)
+            size = np.hypot(s, root)
+            return _frozen(vt.T @ ((s / size) * (projected / size)))
+        keep = s > max(self.X.shape) * np.finfo(np.float64).eps * s[0]
+        return _frozen(vt[keep].T @ (projected[keep] / s[keep]))
+
+    @cached_property
+    def _population_covariance(self) -> Array:
+        """The covariance, with divisor N, of the per-example gradients at the optimum."""
+        gradients = self.per_example_gradients(self.optimum)
+        centred = gradients - gradients.mean(axis=0)
+        covariance = centred.T @ centred / self.num_examples
+        return np.asarray(0.5 * (covariance + covariance.T))
+
+    def noise(self, batch_size: int, replacement: bool = True) -> Array:
+        r"""The covariance of a minibatch's mean gradient, at the optimum.
+
+        With replacement it is the population covariance :math:`V` (divisor N) over B; a batch of distinct examples has
+        the finite-population factor besides:
+
+        .. math:: C = \frac VB \quad\text{or}\quad C = \frac VB\,\frac{N - B}{N - 1} .
+
+        Parameters
+        ----------
+        batch_size : int
+            B, from 1 to N.
+        replacement : bool, default True
+            Whether the examples of a batch are drawn independently.  Without, the B examples of one batch are distinct;
+            batches are independent of each other either way (epochs that pass through the data once are not).
+
+        Returns
+        -------
+        ndarray, shape (d, d)
+
+        Raises
+        ------
+        InvalidProblemError
+            ``batch_size`` is not an integer from 1 to N.
+        """
+        size = self._checked_batch_size(batch_size)
+        total = self.num_examples
+        if replacement:
+            return _frozen(self._population_covariance / size)
+        factor = 0.0 if size == total else (total - size) / (total - 1)
+        return _frozen(self._population_covariance * (factor / size))
+
+    def quadratic(self, batch_size: int, replacement: bool = True) -> Quadratic:
+        """The same loss above its minimum, with the noise of :meth:`noise` at every point.
+
+        Parameters
+        ----------
+        batch_size : int
+            From 1 to N.
+        replacement : bool, default True
+
+        Returns
+        -------
+        Quadratic
+        """
+        return Quadratic(self.hessian, self.noise(batch_size, replacement), self.optimum)
+
+    def _checked_batch_size(self, batch_size: int) -> int:
+        try:
+            size = operator.index(batch_size)
+        except TypeError as error:
+            raise InvalidProblemError(f"batch_size must be an integer, got {batch_size!r}") from error
+        if isinstance(batch_size, bool | np.bool_) or not 1 <= size <= self.num_examples:
+            raise InvalidProblemError(
+                f"batch_size must be from 1 to the number of examples, {self.num_examples}, got {batch_size!r}"
+            )
+        return size
+
+
+def _frozen(a: Array) -> Array:
+    a.flags.writeable = False
+    return a
+
+
+def _points(w: ArrayLike, dim: int) -> Array:
+    out = np.asarray(w, dtype=np.float64)
+    if out.ndim == 0 or out.shape[-1] != dim:
+        raise InvalidProblemError(f"w must have shape (..., {dim}), got {out.shape}")
+    return out
