@@ -1,3 +1,38 @@
-"""Filled by its modules."""
+"""The stationary law of linear optimisers for given arrays, by solving Lyapunov and Stein equations.
+
+===================================  =====================================================================
+`stationary_covariance`              covariance of the weights and of every other slot, for H and C given
+`stationary_mean`                    where the iterates sit on average (weight decay moves it)
+`pair_covariance`                    the covariance kernel of pairs of Hessian eigenvalues
+`max_learning_rate`                  the least upper bound of the stable learning rates
+`spectral_radius`                    how much of the start is left after a step
+`solve_stein`                        ``A X A' - X + Q = 0`` for any A, with a verdict
+`Quadratic`, `LeastSquares`          problems: a loss, its Hessian, optimum and gradient noise
+`damped_newton`, ... `rmsprop`       preconditioners
+===================================  =====================================================================
+"""
 
 from .. import __version__ as __version__
+from .mean import stationary_mean
+from .preconditioners import adam, damped_newton, natural_gradient, rmsprop
+from .problems import LeastSquares, Quadratic
+from .stability import max_learning_rate, spectral_radius
+from .stationary import StationaryCovariance, pair_covariance, stationary_covariance
+from .stein import SteinSolution, solve_stein
+
+__all__ = [
+    "LeastSquares",
+    "Quadratic",
+    "StationaryCovariance",
+    "SteinSolution",
+    "adam",
+    "damped_newton",
+    "max_learning_rate",
+    "natural_gradient",
+    "pair_covariance",
+    "rmsprop",
+    "solve_stein",
+    "spectral_radius",
+    "stationary_covariance",
+    "stationary_mean",
+]

@@ -1,0 +1,132 @@
+r"""Polynomials with exact integer coefficients, evaluated to the last bit at floating-point arguments.
+
+:math:`P(x, y) = \sum_{kn} c_{kn} x^k y^n` is evaluated by Horner's rule in double-double, together with the sum of the
+magnitudes of its terms.  That gives a rigorous bound of the relative error of every value; the few values that the bound
+does not certify to half a unit in the last place (a heavy cancellation) are computed again in exact rational arithmetic.
+So a value is always within one unit in the last place of the exact one, whatever cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._doubledouble import HORNER_ERROR, from_integer, horner_step, split
+
+__all__ = ["ExactPolynomial", "PreparedPolynomial", "binary_exponent"]
+
+Array: TypeAlias = NDArray[np.float64]
+Layer: TypeAlias = tuple[Array, Array, Array]
+
+#: Values are certified to this relative error before they are rounded to double.
+_CERTIFIED = 2.0**-54
+#: Magnitudes below this could have lost something to underflow and are not certified.
+_SAFE = 2.0**-900
+
+
+def binary_exponent(*arrays: Array) -> int:
+    """The smallest s with all entries at most 2**s in magnitude; 0 for nothing but zeros."""
+    largest = max((float(np.max(np.abs(a), initial=0.0)) for a in arrays), default=0.0)
+    return int(np.frexp(largest)[1]) if largest > 0 else 0
+
+
+@dataclass(frozen=True)
+class ExactPolynomial:
+    """A polynomial in x and y; ``terms[k, n]`` is the integer coefficient of ``x**k * y**n``."""
+
+    terms: Mapping[tuple[int, int], int]
+
+    @property
+    def swapped(self) -> ExactPolynomial:
+        """``P(y, x)``."""
+        return ExactPolynomial({(n, k): c for (k, n), c in self.terms.items()})
+
+    @property
+    def euler_x(self) -> ExactPolynomial:
+        """``x dP/dx``."""
+        return ExactPolynomial({(k, n): k * c for (k, n), c in self.terms.items() if k})
+
+    @cached_property
+    def degrees(self) -> tuple[int, int]:
+        """Degree in x and in y (0 for the zero polynomial)."""
+        return max((k for k, _ in self.terms), default=0), max((n for _, n in self.terms), default=0)
+
+    def prepare(self, x: Array, scale: int) -> PreparedPolynomial:
+        """Evaluate in x, leaving a polynomial in y; x and the later y are at most ``2**scale`` in magnitude."""
+        return PreparedPolynomial.of(self, x, scale)
+
+    def __call__(self, x: Array, y: Array | None = None) -> tuple[Array, int]:
+        """Values at broadcast x, y as ``(mantissa, exponent)``, value = mantissa * 2**exponent, to one ulp."""
+        x = np.asarray(x, dtype=np.float64)
+        y = np.zeros(()) if y is None else np.asarray(y, dtype=np.float64)
+        prepared = self.prepare(x, binary_exponent(x, y))
+        return prepared(y), prepared.exponent
+
+    def exactly(self, x: float, y: float) -> Fraction:
+        """The exact value at two doubles."""
+        fx, fy = Fraction(x), Fraction(y)
+        return sum((c * fx**k * fy**n for (k, n), c in self.terms.items()), Fraction(0))
+
+
+@dataclass(frozen=True)
+class PreparedPolynomial:
+    """A polynomial already evaluated in x: layer n is the double-double coefficient of y**n and the sum of magnitudes."""
+
+    polynomial: ExactPolynomial
+    x: Array
+    scale: int
+    exponent: int
+    layers: tuple[Layer, ...]
+
+    @classmethod
+    def of(cls, polynomial: ExactPolynomial, x: Array, scale: int) -> PreparedPolynomial:
+        """Run the inner Horner rule, over x, for each power of y."""
+        # In units of 2**scale the arguments are at most 1; the exponent brings the largest coefficient to about 1.
+        scaled = {(k, n): (c, scale * (k + n)) for (k, n), c in polynomial.terms.items() if c}
+        exponent = max((c.bit_length() + e for c, e in scaled.values()), default=0)
+        unit = np.ldexp(x, -scale)
+        halves, size = split(unit), np.abs(unit)
+        degree_x, degree_y = polynomial.degrees
+        layers = []
+        for n in range(degree_y + 1):
+            hi, lo, magnitude = np.zeros_like(unit), np.zeros_like(unit), np.zeros_like(unit)
+            for k in range(degree_x, -1, -1):
+                c, e = scaled.get((k, n), (0, 0))
+                c_hi, c_lo = from_integer(c, e - exponent)
+                hi, lo = horner_step(hi, lo, unit, halves, c_hi, c_lo)
+                magnitude = magnitude * size + abs(c_hi)
+            layers.append((hi, lo, magnitude))
+        return cls(polynomial, x, scale, exponent, tuple(layers))
+
+    def __getitem__(self, index: object) -> PreparedPolynomial:
+        """The same polynomial at part of the x, indexed as an array."""
+        layers = tuple((hi[index], lo[index], size[index]) for hi, lo, size in self.layers)  # type: ignore[index]
+        return PreparedPolynomial(self.polynomial, self.x[index], self.scale, self.exponent, layers)  # type: ignore[index]
+
+    def __call__(self, y: Array) -> Array:
+        """Values at y (broadcast against x), in units of ``2**exponent``, each within one ulp."""
+        unit = np.ldexp(y, -self.scale)
+        halves, size = split(unit), np.abs(unit)
+        hi, lo, magnitude = self.layers[-1]
+        for q_hi, q_lo, q_size in self.layers[-2::-1]:
+            hi, lo = horner_step(hi, lo, unit, halves, q_hi, q_lo)
+            magnitude = magnitude * size + q_size
+        values = np.array(np.broadcast_to(hi, np.broadcast_shapes(self.x.shape, y.shape)))
+        bound = HORNER_ERROR * (sum(self.polynomial.degrees) + 2) / _CERTIFIED
+        doubtful = (bound * magnitude > np.abs(values)) | (magnitude < _SAFE)
+        if self.polynomial.terms and doubtful.any():
+            self._repair(values, y, np.broadcast_to(doubtful, values.shape))
+        return values
+
+    def _repair(self, values: Array, y: Array, doubtful: NDArray[np.bool_]) -> None:
+        xs, ys = np.broadcast_to(self.x, values.shape)[doubtful], np.broadcast_to(y, values.shape)[doubtful]
+        unit = Fraction(2) ** self.exponent
+        values[doubtful] = [
+            float(self.polynomial.exactly(a, b) / unit) for a, b in zip(xs.tolist(), ys.tolist(), strict=True)
+        ]

@@ -1,0 +1,415 @@
+r"""The stationary covariance of an optimizer on a quadratic loss with given Hessian and gradient noise.
+
+The state Z of all slots follows :math:`Z' = (I + D) Z + B \xi`; its stationary covariance solves the Stein equation
+
+.. math:: D Z + Z D^\top + D Z D^\top + B C B^\top = 0 ,
+
+which in the eigenbasis of the Hessian falls apart into one small equation per pair of directions, whether or not C
+commutes with H.  Three methods solve it, each by itself:
+
+============== ==================================================== ======================================
+``spectral``   exact solution of the pair equation, evaluated at    one ``eigh`` and four matrix products
+               all pairs to the last bits (`sgdcov.numerics`'s
+               default)
+``doubling``   squared Smith iteration on the stacked recursion     no eigen-decomposition
+``kronecker``  one dense linear system                              small problems: the oracle
+============== ==================================================== ======================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import InvalidProblemError, NonStationaryError
+from ..theory import Optimizer, recursion
+from ._arrays import rounding_level
+from ._companion import companion, equation_residual, solve_by_doubling, solve_by_kronecker
+from ._kernel import pair_kernel
+from ._margins import check_stable, has_unit_root
+from ._problem import Problem, make_problem
+
+__all__ = ["Method", "StationaryCovariance", "pair_covariance", "stationary_covariance"]
+
+Array: TypeAlias = NDArray[np.float64]
+Method: TypeAlias = Literal["auto", "spectral", "doubling", "kronecker"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class StationaryCovariance:
+    """The stationary covariance of the weights, and on demand of every slot.  An array wherever one is expected.
+
+    Attributes
+    ----------
+    value : ndarray, shape (d, d)
+        Covariance of the first slot, the weights; what ``np.asarray`` gives.
+    optimizer : Optimizer
+    method : str
+        The method that computed it.
+    """
+
+    value: Array
+    optimizer: Optimizer
+    method: str
+    _problem: Problem = field(repr=False)
+    _solve_block: Callable[[int, int], Array] = field(repr=False)
+    _eigenbasis_value: Array | None = field(repr=False, default=None)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if dtype is None or np.dtype(dtype) == self.value.dtype:
+            return self.value.copy() if copy else self.value
+        return self.value.astype(dtype)
+
+    def __repr__(self) -> str:
+        return f"StationaryCovariance({self.optimizer!r}, shape={self.value.shape}, method={self.method!r})"
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the slots, the weights first."""
+        return self.optimizer.rule.slots
+
+    def block(self, a: str, b: str) -> Array:
+        """The covariance ``Cov(a, b)`` of two slots, shape (d, d).
+
+        Parameters
+        ----------
+        a, b : str
+            Slot names.
+
+        Returns
+        -------
+        ndarray, shape (d, d)
+
+        Raises
+        ------
+        InvalidProblemError
+            If the rule has no such slot.
+        """
+        return self._block(self._slot(a), self._slot(b))
+
+    def joint(self, slots: Sequence[str] | None = None) -> Array:
+        """The joint covariance of slots, stacked in the order given (all slots by default), shape (k d, k d).
+
+        Parameters
+        ----------
+        slots : sequence of str, optional
+            Slot names.
+
+        Returns
+        -------
+        ndarray, shape (k * d, k * d)
+
+        Raises
+        ------
+        InvalidProblemError
+            If the rule has no such slot.
+        """
+        indices = [self._slot(name) for name in (self.slots if slots is None else slots)]
+        return np.block([[self._block(a, b) for b in indices] for a in indices])
+
+    @property
+    def eigenvalues(self) -> Array:
+        """Eigenvalues of the Hessian (of the preconditioned one), flat ones exactly 0; as given if it is diagonal."""
+        return self._problem.directions.eigenvalues
+
+    @property
+    def flat(self) -> tuple[int, ...]:
+        """Indices, among the eigenvalues, of the flat directions: never forgotten, reached by no noise, covariance 0."""
+        return tuple(int(i) for i in self._problem.directions.flat)
+
+    @property
+    def status(self) -> str:
+        """What kind of law this is, in words."""
+        flat = self.flat
+        if not flat:
+            return "stationary"
+        which = ", ".join(str(i) for i in flat[:8]) + (", ..." if len(flat) > 8 else "")
+        return (
+            f"stationary, with {len(flat)} of {self.value.shape[0]} directions flat (indices {which}: Hessian eigenvalue 0"
+            f"{'' if self._problem.directions.basis is None else ' up to rounding'}); no noise reaches them, so they stay "
+            f"where they started and their covariance is 0"
+        )
+
+    @cached_property
+    def residual(self) -> float:
+        r"""Relative residual of the Stein equation of all slots, recomputed in the caller's coordinates from H and C.
+
+        The largest, over the pairs of slots, of :math:`\|DZ + ZD^\top + DZD^\top + BCB^\top\|_F` over the sum of the norms of
+        the four terms.  The eigenbasis plays no part in it.
+        """
+        hessian, noise, root = self._problem.hessian, self._problem.noise, self._problem.root
+        if root is not None:
+            square = np.diag(root**2) if root.ndim == 1 else root @ root
+            hessian, noise = square @ hessian, square @ noise @ square
+        size = len(self.slots)
+        blocks = [[self._block(a, b) for b in range(size)] for a in range(size)]
+        return equation_residual(recursion(self.optimizer), hessian, noise, blocks)
+
+    @cached_property
+    def condition(self) -> float:
+        r"""Relative change of an entry of the covariance per relative change of the Hessian eigenvalues.
+
+        :math:`\max_{ij} |\partial \ln S_{ij} / \partial \ln h_i| + |\partial \ln S_{ij} / \partial \ln h_j|` over the pairs of
+        directions that are not flat and whose entry is not identically 0, S in the eigenbasis and C fixed.  It is 1 for plain
+        SGD at small learning rates, and grows like the inverse distance from the stability edge.  It is computed from the
+        exact solution of the pair equation whatever the method; 0 if all directions are flat.
+        """
+        directions = self._problem.directions
+        h = directions.eigenvalues[directions.moving]
+        if not h.size:
+            return 0.0
+        slope = np.abs(pair_kernel(self.optimizer).entries[0][0].log_derivative_x(h[:, None], h[None, :]))
+        slope = slope + slope.T
+        return float(np.max(slope[np.isfinite(slope)], initial=0.0))
+
+    @property
+    def trace(self) -> float:
+        """Total variance of the weights."""
+        return float(np.trace(self.value))
+
+    @property
+    def excess_risk(self) -> float:
+        """Mean loss above that at the mean, ``tr(H S) / 2``."""
+        return 0.5 * float(np.vdot(self._problem.hessian, self.value))
+
+    @property
+    def rank(self) -> int:
+        """Number of directions in which the weights move: the rank of the covariance up to rounding."""
+        return self._log_det_and_rank[1]
+
+    @property
+    def log_det(self) -> float:
+        """Logarithm of the product of the nonzero eigenvalues (``rank`` of them): the log-determinant on the range."""
+        return self._log_det_and_rank[0]
+
+    @cached_property
+    def _log_det_and_rank(self) -> tuple[float, int]:
+        problem = self._problem
+        # Variances taken out first, in the eigenbasis, tiny eigenvalues keep their digits.
+        s = self._eigenbasis_value
+        if s is None:
+            s = problem.directions.rotate(problem.enter(self.value))
+        heard = np.flatnonzero((np.diagonal(problem.rotated_noise) > problem.noise_level) & (np.diagonal(s) > 0))
+        deviation = np.sqrt(np.diagonal(s)[heard])
+        spectrum = _eigenvalues_of(s[np.ix_(heard, heard)] / deviation / deviation[:, None])
+        rank = int(spectrum.size)
+        if rank == heard.size and (problem.root is None or rank == s.shape[0]):
+            return float(np.sum(np.log(spectrum)) + 2 * np.sum(np.log(deviation)) + 2 * problem.root_log_det), rank
+        whole = scipy.linalg.eigvalsh(self.value, check_finite=False)[self.value.shape[0] - rank :]
+        return float(np.sum(np.log(whole))), rank
+
+    def _slot(self, name: str) -> int:
+        if name not in self.slots:
+            raise InvalidProblemError(f"{self.optimizer.rule.name} has no slot {name!r}; it has {', '.join(self.slots)}")
+        return self.slots.index(name)
+
+    def _block(self, a: int, b: int) -> Array:
+        if a > b:
+            return self._block(b, a).T
+        if (a, b) == (0, 0):
+            return self.value
+        if (a, b) not in self._blocks:
+            self._blocks[a, b] = self._solve_block(a, b)
+        return self._blocks[a, b]
+
+    @cached_property
+    def _blocks(self) -> dict[tuple[int, int], Array]:
+        return {}
+
+
+def stationary_covariance(
+    optimizer: Optimizer,
+    hessian: ArrayLike,
+    noise: ArrayLike,
+    *,
+    method: Method = "auto",
+    preconditioner: ArrayLike | None = None,
+) -> StationaryCovariance:
+    r"""The stationary covariance of the weights (and every other slot) under white gradient noise.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Every hyper-parameter bound, as ``heavy_ball(lr=0.1, momentum=0.9)``.
+    hessian : array_like, shape (d, d)
+        H, symmetric positive semidefinite.
+    noise : array_like, shape (d, d)
+        C, the covariance of one step's gradient noise; symmetric positive semidefinite.  It need not commute with H.
+    method : {"auto", "spectral", "doubling", "kronecker"}
+        How to solve the Stein equation; "auto" is "spectral".
+    preconditioner : array_like, shape (d, d) or (d,), optional
+        P, symmetric positive definite or a positive diagonal: the rule is given P g for the gradient g.  See `damped_newton`,
+        `natural_gradient`, `adam`, `rmsprop`.
+
+    Returns
+    -------
+    StationaryCovariance
+        An array wherever one is expected.
+
+    Raises
+    ------
+    HyperparameterError
+        If a hyper-parameter is unbound.
+    InvalidProblemError
+        If an array is not what it should be, or the method unknown or not meant for this size.
+    UnstableError
+        If the recursion does not contract along some direction; names the worst eigenvalue and its largest learning rate.
+    NonStationaryError
+        If noise reaches a flat direction, which then is a random walk.
+
+    Notes
+    -----
+    A direction is flat if the recursion has the eigenvalue 1 along it (h = 0, without weight decay).  Where no noise reaches it
+    its covariance is 0, and `StationaryCovariance.status` says so.  Unless the Hessian is diagonal, an eigenvalue of at most
+    ``d * eps`` times the largest is indistinguishable from 0 and counts as 0.
+
+    In the eigenbasis, entries are correct to a few units in the last place given the eigenvalues and the rotated noise.
+
+    Examples
+    --------
+    Plain SGD has the variance ``lr c / (h (2 - lr h))``:
+
+    >>> import numpy as np
+    >>> from sgdcov.theory import sgd
+    >>> stationary_covariance(sgd(lr=0.5), [[2.0]], [[3.0]]).value
+    array([[0.75]])
+    >>> np.trace(stationary_covariance(sgd(lr=0.5), np.diag([2.0, 1.0]), np.diag([3.0, 0.0])))
+    np.float64(0.75)
+    """
+    known = get_args(Method)
+    if method not in known:
+        raise InvalidProblemError(f"unknown method {method!r}; the methods are {', '.join(map(repr, known))}")
+    problem = make_problem(optimizer, hessian, noise, preconditioner)
+    if method == "doubling":
+        return _doubling(problem)
+    problem.check()
+    if method == "kronecker":
+        return _kronecker(problem)
+    return _spectral(problem)
+
+
+def pair_covariance(optimizer: Optimizer, h_i: ArrayLike, h_j: ArrayLike) -> Array:
+    """The slot covariances of pairs of directions whose gradient noises have unit covariance.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Every hyper-parameter bound.
+    h_i, h_j : array_like
+        Hessian eigenvalues, broadcast against each other.
+
+    Returns
+    -------
+    ndarray, shape (..., m, m)
+        Entry (a, b) is the covariance of slot a in direction i with slot b in direction j, to a few units in the last
+        place.  Multiply by ``c_ij``.
+
+    Raises
+    ------
+    HyperparameterError
+        If a hyper-parameter is unbound.
+    InvalidProblemError
+        If an eigenvalue is negative or not finite.
+    UnstableError
+        If the recursion does not contract at one of the eigenvalues.
+    NonStationaryError
+        If one of them is flat.
+
+    Examples
+    --------
+    >>> from sgdcov.theory import sgd
+    >>> pair_covariance(sgd(lr=0.5), [2.0, 1.0], 1.0)
+    array([[[0.25      ]],
+    <BLANKLINE>
+           [[0.33333333]]])
+    """
+    optimizer = recursion(optimizer).optimizer
+    optimizer.require_bound()
+    x, y = (_eigenvalues(name, h) for name, h in (("h_i", h_i), ("h_j", h_j)))
+    both = np.unique(np.concatenate([x.ravel(), y.ravel()]))
+    if has_unit_root(optimizer) and both.size and both[0] == 0.0:
+        raise NonStationaryError(
+            f"an eigenvalue is 0: {optimizer!r} never forgets its start there, and noise makes it a random walk", modes=(0.0,)
+        )
+    check_stable(optimizer, both)
+    entries = pair_kernel(optimizer).entries
+    return np.stack([np.stack([q(x, y) for q in row], axis=-1) for row in entries], axis=-2)
+
+
+def _eigenvalues(name: str, h: ArrayLike) -> Array:
+    out = np.array(h, dtype=np.float64)
+    bad = ~(np.isfinite(out) & (out >= 0))
+    if bad.any():
+        raise InvalidProblemError(f"{name} must hold finite eigenvalues of at least 0, got {out[bad].flat[0]!r}")
+    return out
+
+
+def _eigenvalues_of(covariance: Array) -> Array:
+    """The eigenvalues of a covariance that are above rounding."""
+    if not covariance.size:
+        return np.zeros(0)
+    spectrum = scipy.linalg.eigvalsh(covariance, check_finite=False)
+    return spectrum[spectrum > rounding_level(covariance)]
+
+
+def _spectral(problem: Problem) -> StationaryCovariance:
+    directions = problem.directions
+    moving = directions.moving
+    kernel = pair_kernel(problem.optimizer)
+    # A view where nothing is flat: no copy of the d x d noise.
+    inner = np.ix_(moving, moving) if directions.flat.size else (slice(None), slice(None))
+
+    def in_eigenbasis(a: int, b: int) -> Array:
+        s = kernel.entries[a][b].on_pairs(directions.eigenvalues[moving], symmetric=a == b)
+        s *= problem.rotated_noise[inner]
+        if not directions.flat.size:
+            return s
+        out = np.zeros_like(problem.rotated_noise)
+        out[inner] = s
+        return out
+
+    def block(a: int, b: int) -> Array:
+        return problem.leave(directions.rotate_back(in_eigenbasis(a, b), symmetric=a == b))
+
+    s = in_eigenbasis(0, 0)
+    value = problem.leave(directions.rotate_back(s))
+    return StationaryCovariance(value, problem.optimizer, "spectral", problem, block, s)
+
+
+def _doubling(problem: Problem) -> StationaryCovariance:
+    system = companion(recursion(problem.optimizer), problem.plain_hessian, problem.plain_noise)
+    solution = solve_by_doubling(system)
+    if solution is None or solution[1]:
+        # Something diverges or is never forgotten: the eigenvalues tell what, or that it is flat and no noise reaches it.
+        problem.check()
+    if solution is None:
+        raise NonStationaryError(
+            f"doubling did not converge for {problem.optimizer!r}: the recursion is too close to the stability edge for "
+            f"double precision; use method='spectral'"
+        )
+    z = solution[0]
+    return StationaryCovariance(
+        problem.leave(system.block(z, 0, 0)),
+        problem.optimizer,
+        "doubling",
+        problem,
+        lambda a, b: problem.leave(system.block(z, a, b)),
+    )
+
+
+def _kronecker(problem: Problem) -> StationaryCovariance:
+    system = companion(recursion(problem.optimizer), problem.plain_hessian, problem.plain_noise)
+    z = solve_by_kronecker(system, singular=bool(problem.directions.flat.size))
+    return StationaryCovariance(
+        problem.leave(system.block(z, 0, 0)),
+        problem.optimizer,
+        "kronecker",
+        problem,
+        lambda a, b: problem.leave(system.block(z, a, b)),
+    )
