@@ -45,7 +45,7 @@ class Companion:
     def block(self, z: Array, a: int, b: int) -> Array:
         """Slot block (a, b) of a solution, in the slots' own units."""
         d = z.shape[0] // self.slots
-        return z[a * d : (a + 1) * d, b * d : (b + 1) * d] * (self.scale[a] * self.scale[b])
+        return np.asarray(z[a * d : (a + 1) * d, b * d : (b + 1) * d] * (self.scale[a] * self.scale[b]))
 
 
 def companion(step: Recursion, hessian: Array, noise: Array) -> Companion:
@@ -59,17 +59,20 @@ def companion(step: Recursion, hessian: Array, noise: Array) -> Companion:
     powers = [np.eye(d)]
     for _ in range(max(len(layers), len(gains)) - 1):
         powers.append(powers[-1] @ hessian)
-    increment = sum(np.kron(layer * scale / scale[:, None], powers[k]) for k, layer in enumerate(layers))
-    gain = sum(np.kron((layer / scale)[:, None], powers[k]) for k, layer in enumerate(gains))
+    increment, gain = np.zeros((size * d, size * d)), np.zeros((size * d, d))
+    for k, layer in enumerate(layers):
+        increment += np.kron(layer * scale / scale[:, None], powers[k])
+    for k, layer in enumerate(gains):
+        gain += np.kron((layer / scale)[:, None], powers[k])
     return Companion(increment, _symmetrised(gain @ noise @ gain.T), scale, size)
 
 
 def solve_by_doubling(system: Companion) -> tuple[Array, int] | None:
     """Squared Smith iteration: the solution and the number of modes that are never forgotten; None where it diverges.
 
-    The step map tends to the projector on the modes that are never forgotten (0 if there are none).  Once it is idempotent
-    to three digits, three more squarings leave the eighth power of what is missing.  What rounding put into the
-    modes that are never forgotten is projected out at the end.
+    The step map tends to the projector on the modes that are never forgotten (0 if there are none).  Once it is
+    idempotent to three digits, three more squarings leave the eighth power of what is missing.  What rounding put
+    into the modes that are never forgotten is projected out at the end.
     """
     d, z = system.increment, system.excitation
     left, settled = _SQUARINGS, False
@@ -112,8 +115,8 @@ def solve_by_kronecker(system: Companion, *, singular: bool) -> Array:
 def equation_residual(step: Recursion, hessian: Array, noise: Array, blocks: list[list[Array]]) -> float:
     r"""The relative residual of the Stein equation, recomputed from H, C and the slot blocks of a solution.
 
-    The largest, over the pairs of slots, of :math:`\|DZ + ZD^\top + DZD^\top + BCB^\top\|_F` over the sum of the norms of
-    the four terms, each restricted to that pair of slots (slots have units of their own).
+    The largest, over the pairs of slots, of :math:`\|DZ + ZD^\top + DZD^\top + BCB^\top\|_F` over the sum of the
+    norms of the four terms, each restricted to that pair of slots (slots have units of their own).
     """
     size = len(step.slots)
     layers = [np.array(layer, dtype=np.float64) for layer in step.increment_coefficients]

@@ -1,9 +1,9 @@
-r"""The eigen-directions of a Hessian, sorted by what an optimizer does along them: contracts, never forgets, or diverges.
+r"""The eigen-directions of a Hessian, and which of them an optimizer never forgets.
 
-A direction is flat when the recursion has the eigenvalue 1 there, which happens at h = 0 (with weight decay h = 0 is an
-ordinary direction).  From a diagonal Hessian the eigenvalues are exact and only h = 0 is flat.  Any other Hessian is known
-only up to the rounding of its eigen-decomposition, so an eigenvalue of at most :math:`d\,\varepsilon\,h_{\max}` is
-indistinguishable from 0 and counts as 0.
+A direction is flat when the recursion has the eigenvalue 1 there, which happens at h = 0 (with weight decay h = 0 is
+an ordinary direction).  From a diagonal Hessian the eigenvalues are exact and only h = 0 is flat.  Any other Hessian
+is known only up to the rounding of its eigen-decomposition, so an eigenvalue of at most
+:math:`d\,\varepsilon\,h_{\max}` is indistinguishable from 0 and counts as 0.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ def _eigh(hessian: Array, vectors: bool) -> tuple[Array, Array | None, float]:
 def check_flat_noise(directions: Directions, noise: Array, level: float) -> None:
     r"""Raise `NonStationaryError` if a flat direction receives noise; ``noise`` is in the basis of the directions.
 
-    Noise counts as none up to ``level``, and up to what the rounding of the flat eigenvectors lets in: they are known to
-    the angle :math:`d\,\varepsilon\,h_{\max}/h_{\min}` (h_min the smallest eigenvalue that is not flat), and let in its
-    square times the trace.
+    Noise counts as none up to ``level``, and up to what the rounding of the flat eigenvectors lets in: they are known
+    to the angle :math:`d\,\varepsilon\,h_{\max}/h_{\min}` (h_min the smallest eigenvalue that is not flat), and let
+    in its square times the trace.
     """
     flat, moving = directions.flat, directions.eigenvalues[directions.moving]
     if not flat.size:
@@ -100,10 +100,10 @@ def check_flat_noise(directions: Directions, noise: Array, level: float) -> None
     variances = np.diagonal(noise)[flat]
     excited = flat[variances > level]
     if excited.size:
-        first = int(excited[0])
+        first, many = int(excited[0]), "" if excited.size == 1 else "s"
         raise NonStationaryError(
             f"direction {first} has Hessian eigenvalue 0 and gradient noise of variance {noise[first, first]:.6g} "
-            f"({excited.size} such direction{'s' if excited.size > 1 else ''} in all): it is a random walk and has no "
+            f"({excited.size} such direction{many} in all): it is a random walk and has no "
             f"stationary law. Add weight_decay, or project it out.",
             modes=tuple(int(i) for i in excited),
         )

@@ -5,14 +5,14 @@ block S of the slots solves
 
 .. math:: D(x)\, S + S\, D(y)^\top + D(x)\, S\, D(y)^\top = -\, b(x)\, b(y)^\top, \qquad D = A - I .
 
-The coefficients of D and b are exact rationals (a float hyper-parameter is a binary fraction), so the equation is a linear
-system over :math:`\mathbb{Z}[x, y]`, which fraction-free elimination solves without rounding.  What is left is to evaluate
-polynomials with known integer coefficients at all pairs, which `ExactPolynomial` does to the last bit.  No digit is lost to
-:math:`1 - lr\, h`, to momentum near 1 or to the stability edge.
+The coefficients of D and b are exact rationals (a float hyper-parameter is a binary fraction), so the equation is a
+linear system over :math:`\mathbb{Z}[x, y]`, which fraction-free elimination solves without rounding.  What is left is
+to evaluate polynomials with known integer coefficients at all pairs, which `ExactPolynomial` does to the last bit.
+No digit is lost to :math:`1 - lr\, h`, to momentum near 1 or to the stability edge.
 
-Slots that do not feed back (an averaged copy of the weights) make A block triangular; the elimination then runs block by
-block along the strongly connected components of the slots, and a solution carries the determinants it was divided by
-as separate factors.
+Slots that do not feed back (an averaged copy of the weights) make A block triangular; the elimination then runs block
+by block along the strongly connected components of the slots, and a solution carries the determinants it was divided
+by as separate factors.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def pair_kernel(optimizer: Optimizer) -> PairKernel:
     values: dict[Block, tuple[Any, frozenset[Block]]] = {}
     determinants: dict[Block, Any] = {}
     components = _components(increments)
-    for j, i in ((j, i) for j in range(len(components)) for i in range(j + 1)):
+    for i, j in sorted(itertools.combinations_with_replacement(range(len(components)), 2), key=lambda ij: ij[::-1]):
         block = list(itertools.product(components[i], components[j]))
         known = [slot for slot in values if slot[0] in _upto(components, i) and slot[1] in _upto(components, j)]
         below = frozenset().union(*(values[slot][1] for slot in known))
@@ -212,7 +212,8 @@ def _common_denominator(
 ) -> tuple[int, list[list[list[int]]], list[list[int]]]:
     everything = itertools.chain(*itertools.chain(*increment), *gain)
     unit = math.lcm(*(c.denominator for c in everything))
-    return unit, [[[int(c * unit) for c in e] for e in row] for row in increment], [[int(c * unit) for c in e] for e in gain]
+    increments = [[[int(c * unit) for c in e] for e in row] for row in increment]
+    return unit, increments, [[int(c * unit) for c in e] for e in gain]
 
 
 def _components(increments: list[list[list[int]]]) -> list[list[int]]:

@@ -1,7 +1,8 @@
 r"""Stability margins with exact coefficients, evaluated at the eigenvalues of a Hessian.
 
-Theory gives the margins of a rule as polynomials in the eigenvalue (and the learning rate): all positive if and only if the
-recursion contracts.  Their sign is decided exactly, so a point a hair inside the stability edge is told from the edge itself.
+Theory gives the margins of a rule as polynomials in the eigenvalue (and the learning rate): all positive if and only
+if the recursion contracts.  Their sign is decided exactly, so a point a hair inside the stability edge is told from
+the edge itself.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 r"""Polynomials with exact integer coefficients, evaluated to the last bit at floating-point arguments.
 
 :math:`P(x, y) = \sum_{kn} c_{kn} x^k y^n` is evaluated by Horner's rule in double-double, together with the sum of the
-magnitudes of its terms.  That gives a rigorous bound of the relative error of every value; the few values that the bound
-does not certify to half a unit in the last place (a heavy cancellation) are computed again in exact rational arithmetic.
-So a value is always within one unit in the last place of the exact one, whatever cancels.
+magnitudes of its terms.  That gives a rigorous bound of the relative error of every value; the few values that the
+bound does not certify to half a unit in the last place (a heavy cancellation) are computed again in exact rational
+arithmetic.  So a value is always within one unit in the last place of the exact one, whatever cancels.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class ExactPolynomial:
 
 @dataclass(frozen=True)
 class PreparedPolynomial:
-    """A polynomial already evaluated in x: layer n is the double-double coefficient of y**n and the sum of magnitudes."""
+    """A polynomial evaluated in x: layer n is the double-double coefficient of y**n and the sum of its magnitudes."""
 
     polynomial: ExactPolynomial
     x: Array
@@ -104,10 +104,10 @@ class PreparedPolynomial:
             layers.append((hi, lo, magnitude))
         return cls(polynomial, x, scale, exponent, tuple(layers))
 
-    def __getitem__(self, index: object) -> PreparedPolynomial:
-        """The same polynomial at part of the x, indexed as an array."""
-        layers = tuple((hi[index], lo[index], size[index]) for hi, lo, size in self.layers)  # type: ignore[index]
-        return PreparedPolynomial(self.polynomial, self.x[index], self.scale, self.exponent, layers)  # type: ignore[index]
+    def __getitem__(self, index: slice) -> PreparedPolynomial:
+        """The same polynomial at part of the x."""
+        layers = tuple((hi[index], lo[index], size[index]) for hi, lo, size in self.layers)
+        return PreparedPolynomial(self.polynomial, self.x[index], self.scale, self.exponent, layers)
 
     def __call__(self, y: Array) -> Array:
         """Values at y (broadcast against x), in units of ``2**exponent``, each within one ulp."""

@@ -1,7 +1,7 @@
 """One checked problem: an optimizer, a Hessian, a noise covariance, and the coordinates in which they are plain.
 
-With a preconditioner P the rule is given the gradient P g.  In the coordinates ``w = R z``, ``R = P^(1/2)``, that is the plain
-rule with the Hessian ``R H R`` and the noise ``R C R``, and every slot transforms as w does.
+With a preconditioner P the rule is given the gradient P g.  In the coordinates ``w = R z``, ``R = P^(1/2)``, that is
+the plain rule with the Hessian ``R H R`` and the noise ``R C R``, and every slot transforms as w does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def is_diagonal(a: Array) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Checked arrays as given, the root R of the preconditioner (None for none), and the arrays in plain coordinates."""
+    """Checked arrays as given, the root R of the preconditioner (None for none), and arrays in plain coordinates."""
 
     optimizer: Optimizer
     hessian: Array
@@ -94,7 +94,8 @@ def make_problem(
     if preconditioner is None:
         return Problem(optimizer, h, c, None, None, h, c)
     root, inverse = preconditioner_sqrt(preconditioner, dim=h.shape[0])
-    return Problem(optimizer, h, c, root, inverse, _symmetric_part(_congruent(root, h)), _symmetric_part(_congruent(root, c)))
+    plain = (_symmetric_part(_congruent(root, a)) for a in (h, c))
+    return Problem(optimizer, h, c, root, inverse, *plain)
 
 
 def _congruent(root: Array, a: Array) -> Array:

@@ -1,7 +1,8 @@
 r"""The stationary mean of an optimizer: where the iterates sit on average, which weight decay moves.
 
-Along a direction with Hessian eigenvalue h the mean z of the slots solves :math:`D(h)\, z = h\, b(h)\, w^*`, since the gradient
-is :math:`h (w - w^*) + \xi` and enters the step through b.  The system is solved exactly, like the pair equation.
+Along a direction with Hessian eigenvalue h the mean z of the slots solves :math:`D(h)\, z = h\, b(h)\, w^*`, since
+the gradient is :math:`h (w - w^*) + \xi` and enters the step through b.  The system is solved exactly, like the pair
+equation.
 """
 
 from __future__ import annotations
@@ -77,4 +78,4 @@ def stationary_mean(
     along = directions.rotate(target)
     # At a flat h = 0 the kernel is its limit: the weights stay at the optimum they started from.
     factors = (mean_kernel(optimizer).entries[known.index(name)](h, np.zeros(())) for name in slots)
-    return np.concatenate([directions.rotate_back(factor * along) for factor in factors])
+    return np.concatenate([directions.rotate_back(factor * along) + 0.0 for factor in factors])

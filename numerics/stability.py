@@ -34,8 +34,8 @@ def max_learning_rate(optimizer: Optimizer, hessian: ArrayLike) -> float:
     Returns
     -------
     float
-        Correct to a few units in the last place given the eigenvalues; ``inf`` if every direction is flat, 0 if arbitrarily
-        small learning rates are unstable.
+        Correct to a few units in the last place given the eigenvalues; ``inf`` if every direction is flat, 0 if
+        arbitrarily small learning rates are unstable.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def max_learning_rate(optimizer: Optimizer, hessian: ArrayLike) -> float:
 
 
 def spectral_radius(optimizer: Optimizer, hessian: ArrayLike) -> float:
-    r"""The spectral radius of the recursion over the directions that are not flat: what is left of the start after a step.
+    r"""The spectral radius of the recursion over the directions that are not flat.
 
     Parameters
     ----------
@@ -75,7 +75,8 @@ def spectral_radius(optimizer: Optimizer, hessian: ArrayLike) -> float:
     Returns
     -------
     float
-        The largest modulus of the eigenvalues of A(h) over the eigenvalues h that are not flat; 0 if all are flat.
+        The largest modulus of the eigenvalues of A(h) over the eigenvalues h that are not flat: what is left of the
+        start after one more step, in the long run.  0 if all are flat.
 
     Raises
     ------

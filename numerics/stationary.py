@@ -120,7 +120,7 @@ class StationaryCovariance:
 
     @property
     def flat(self) -> tuple[int, ...]:
-        """Indices, among the eigenvalues, of the flat directions: never forgotten, reached by no noise, covariance 0."""
+        """Indices, among the eigenvalues, of the flat directions: reached by no noise, covariance 0."""
         return tuple(int(i) for i in self._problem.directions.flat)
 
     @property
@@ -130,18 +130,18 @@ class StationaryCovariance:
         if not flat:
             return "stationary"
         which = ", ".join(str(i) for i in flat[:8]) + (", ..." if len(flat) > 8 else "")
+        zero = "0" if self._problem.directions.basis is None else "0 up to rounding"
         return (
-            f"stationary, with {len(flat)} of {self.value.shape[0]} directions flat (indices {which}: Hessian eigenvalue 0"
-            f"{'' if self._problem.directions.basis is None else ' up to rounding'}); no noise reaches them, so they stay "
-            f"where they started and their covariance is 0"
+            f"stationary, with {len(flat)} of {self.value.shape[0]} directions flat (indices {which}: Hessian "
+            f"eigenvalue {zero}); no noise reaches them, so they stay where they started and their covariance is 0"
         )
 
     @cached_property
     def residual(self) -> float:
         r"""Relative residual of the Stein equation of all slots, recomputed in the caller's coordinates from H and C.
 
-        The largest, over the pairs of slots, of :math:`\|DZ + ZD^\top + DZD^\top + BCB^\top\|_F` over the sum of the norms of
-        the four terms.  The eigenbasis plays no part in it.
+        The largest, over the pairs of slots, of :math:`\|DZ + ZD^\top + DZD^\top + BCB^\top\|_F` over the sum of the
+        norms of the four terms.  The eigenbasis plays no part in it.
         """
         hessian, noise, root = self._problem.hessian, self._problem.noise, self._problem.root
         if root is not None:
@@ -155,10 +155,10 @@ class StationaryCovariance:
     def condition(self) -> float:
         r"""Relative change of an entry of the covariance per relative change of the Hessian eigenvalues.
 
-        :math:`\max_{ij} |\partial \ln S_{ij} / \partial \ln h_i| + |\partial \ln S_{ij} / \partial \ln h_j|` over the pairs of
-        directions that are not flat and whose entry is not identically 0, S in the eigenbasis and C fixed.  It is 1 for plain
-        SGD at small learning rates, and grows like the inverse distance from the stability edge.  It is computed from the
-        exact solution of the pair equation whatever the method; 0 if all directions are flat.
+        :math:`\max_{ij} |\partial \ln S_{ij} / \partial \ln h_i| + |\partial \ln S_{ij} / \partial \ln h_j|` over the
+        pairs of directions that are not flat and whose entry is not identically 0, S in the eigenbasis and C fixed.
+        It is 1 for plain SGD at small learning rates, and grows like the inverse distance from the stability edge.
+        It is computed from the exact solution of the pair equation whatever the method; 0 if all directions are flat.
         """
         directions = self._problem.directions
         h = directions.eigenvalues[directions.moving]
@@ -206,7 +206,8 @@ class StationaryCovariance:
 
     def _slot(self, name: str) -> int:
         if name not in self.slots:
-            raise InvalidProblemError(f"{self.optimizer.rule.name} has no slot {name!r}; it has {', '.join(self.slots)}")
+            rule = self.optimizer.rule
+            raise InvalidProblemError(f"{rule.name} has no slot {name!r}; it has {', '.join(rule.slots)}")
         return self.slots.index(name)
 
     def _block(self, a: int, b: int) -> Array:
@@ -244,8 +245,8 @@ def stationary_covariance(
     method : {"auto", "spectral", "doubling", "kronecker"}
         How to solve the Stein equation; "auto" is "spectral".
     preconditioner : array_like, shape (d, d) or (d,), optional
-        P, symmetric positive definite or a positive diagonal: the rule is given P g for the gradient g.  See `damped_newton`,
-        `natural_gradient`, `adam`, `rmsprop`.
+        P, symmetric positive definite or a positive diagonal: the rule is given P g for the gradient g.  See
+        `damped_newton`, `natural_gradient`, `adam`, `rmsprop`.
 
     Returns
     -------
@@ -259,15 +260,16 @@ def stationary_covariance(
     InvalidProblemError
         If an array is not what it should be, or the method unknown or not meant for this size.
     UnstableError
-        If the recursion does not contract along some direction; names the worst eigenvalue and its largest learning rate.
+        If the recursion does not contract along some direction; names the worst eigenvalue and its largest learning
+        rate.
     NonStationaryError
         If noise reaches a flat direction, which then is a random walk.
 
     Notes
     -----
-    A direction is flat if the recursion has the eigenvalue 1 along it (h = 0, without weight decay).  Where no noise reaches it
-    its covariance is 0, and `StationaryCovariance.status` says so.  Unless the Hessian is diagonal, an eigenvalue of at most
-    ``d * eps`` times the largest is indistinguishable from 0 and counts as 0.
+    A direction is flat if the recursion has the eigenvalue 1 along it (h = 0, without weight decay).
+    Where no noise reaches it its covariance is 0, and `StationaryCovariance.status` says so.  Unless the Hessian is
+    diagonal, an eigenvalue of at most ``d * eps`` times the largest is indistinguishable from 0 and counts as 0.
 
     In the eigenbasis, entries are correct to a few units in the last place given the eigenvalues and the rotated noise.
 
@@ -335,7 +337,8 @@ def pair_covariance(optimizer: Optimizer, h_i: ArrayLike, h_j: ArrayLike) -> Arr
     both = np.unique(np.concatenate([x.ravel(), y.ravel()]))
     if has_unit_root(optimizer) and both.size and both[0] == 0.0:
         raise NonStationaryError(
-            f"an eigenvalue is 0: {optimizer!r} never forgets its start there, and noise makes it a random walk", modes=(0.0,)
+            f"an eigenvalue is 0: {optimizer!r} never forgets its start there, and noise makes it a random walk",
+            modes=(0.0,),
         )
     check_stable(optimizer, both)
     entries = pair_kernel(optimizer).entries
@@ -355,7 +358,7 @@ def _eigenvalues_of(covariance: Array) -> Array:
     if not covariance.size:
         return np.zeros(0)
     spectrum = scipy.linalg.eigvalsh(covariance, check_finite=False)
-    return spectrum[spectrum > rounding_level(covariance)]
+    return np.asarray(spectrum[spectrum > rounding_level(covariance)])
 
 
 def _spectral(problem: Problem) -> StationaryCovariance:
@@ -386,12 +389,12 @@ def _doubling(problem: Problem) -> StationaryCovariance:
     system = companion(recursion(problem.optimizer), problem.plain_hessian, problem.plain_noise)
     solution = solve_by_doubling(system)
     if solution is None or solution[1]:
-        # Something diverges or is never forgotten: the eigenvalues tell what, or that it is flat and no noise reaches it.
+        # Something diverges or is never forgotten; the eigenvalues tell what, or that no noise reaches it.
         problem.check()
     if solution is None:
         raise NonStationaryError(
-            f"doubling did not converge for {problem.optimizer!r}: the recursion is too close to the stability edge for "
-            f"double precision; use method='spectral'"
+            f"doubling did not converge for {problem.optimizer!r}: the recursion is too close to the stability edge "
+            f"for double precision; use method='spectral'"
         )
     z = solution[0]
     return StationaryCovariance(
