@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, onenormest
 
-from ..errors import NonStationaryError
+from ..errors import InvalidProblemError, NonStationaryError
 from ._triangular_stein import EPS, Array, SchurForm, back_substitute
 
 #: 2^64 terms of the sum; more than the slowest float64 mode below 1 needs.
@@ -17,6 +17,18 @@ MOST_DOUBLINGS = 64
 
 def doubling(a: Array, q: Array, rho: float) -> Array:
     """Squared Smith: S <- S + A S A^T, A <- A^2, in D = A - I as long as A is nearer to I than to 0."""
+    with np.errstate(over="ignore", invalid="ignore"):  # powers of a matrix far from normal: the error below
+        total = _doubled(a, q)
+    if total is None:
+        raise NonStationaryError(
+            f"doubling did not converge in {MOST_DOUBLINGS} steps although the computed spectral radius is {rho:.17g}: "
+            "A is too far from normal; use method='schur'",
+            rho=rho,
+        )
+    return total
+
+
+def _doubled(a: Array, q: Array) -> Array | None:
     m = a.shape[0]
     d, s = a - np.eye(m), q
     for _ in range(MOST_DOUBLINGS):
@@ -29,16 +41,12 @@ def doubling(a: Array, q: Array, rho: float) -> Array:
             step = a @ s @ a.T
             a = a @ a
             d = a - np.eye(m)
-        if not np.all(np.isfinite(step)):
-            break
         s = s + 0.5 * (step + step.T)
+        if not np.all(np.isfinite(s)):
+            return None
         if np.linalg.norm(a) ** 2 <= 0.1 * EPS:
-            return s
-    raise NonStationaryError(
-        f"doubling did not converge in {MOST_DOUBLINGS} steps although the computed spectral radius is {rho:.17g}: "
-        "A is too far from normal; use method='schur'",
-        rho=rho,
-    )
+            return np.asarray(s)
+    return None
 
 
 def kronecker_matrix(a: Array) -> Array:
@@ -50,7 +58,10 @@ def kronecker_matrix(a: Array) -> Array:
 
 def kronecker(a: Array, q: Array) -> Array:
     m = a.shape[0]
-    x = np.linalg.solve(kronecker_matrix(a), -q.ravel()).reshape(m, m)
+    try:
+        x = np.linalg.solve(kronecker_matrix(a), -q.ravel()).reshape(m, m)
+    except np.linalg.LinAlgError as error:
+        raise InvalidProblemError("A X A^T - X is singular to working precision; use method='schur'") from error
     return np.asarray(0.5 * (x + x.T))
 
 

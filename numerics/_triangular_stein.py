@@ -91,6 +91,18 @@ def schur_form(a: Array) -> SchurForm:
     return SchurForm(t, np.asfortranarray(z), 1.0 + np.diagonal(t), norm, False)
 
 
+def signed_schur_form(a: Array) -> tuple[Array, SchurForm, float]:
+    """``(a, form, 1)`` or, where the mode nearest the circle is nearer -1 than 1, the same of ``-a`` with -1.
+
+    A and -A have one Stein equation; the increment is exact near 1 only.
+    """
+    form = schur_form(a)
+    nearest = form.eigenvalues[int(np.abs(np.abs(form.eigenvalues) - 1.0).argmin())]
+    if nearest.real >= 0.0:
+        return a, form, 1.0
+    return -a, schur_form(-a), -1.0
+
+
 def pivots(increment: Complex) -> Complex:
     r"""The m x m matrix of :math:`\lambda_i\bar\lambda_j - 1` from the increments."""
     d = np.diagonal(increment)
@@ -165,10 +177,12 @@ def back_substitute(increment: Complex, f: Complex, start: int = 0) -> Complex:
             rhs = rhs - (1.0 + pivot) * (increment[:n, n:] @ y[n:, j])
         matrix = (1.0 + pivot) * increment[:n, :n]
         matrix[np.diag_indices(n)] += pivot
+        # the diagonal entry is real; rounding must not say otherwise before the entries above are made from it
+        matrix[j, j] = 2.0 * pivot.real + abs(pivot) ** 2
+        rhs[j] = rhs[j].real
         column, _ = ztrtrs(np.asfortranarray(matrix), rhs)
         y[:n, j] = column.ravel()
         y[j, :j] = y[:j, j].conj()
-        y[j, j] = y[j, j].real
     return y
 
 

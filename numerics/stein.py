@@ -206,13 +206,13 @@ def solve_stein(A: ArrayLike, Q: ArrayLike, /, *, method: Method = "auto") -> St
     scale = math.ldexp(1.0, math.frexp(float(np.max(np.abs(q))))[1] - 1) if np.any(q) else 1.0
     indefinite = _indefinite(q)
     q = q / scale  # a power of two: exact, and X is linear in Q
-    form = tri.schur_form(a)
+    a, form, sign = tri.signed_schur_form(a)
     mirrored, unit = tri.mirrored_modes(form)
     modulus = np.where(unit, 1.0, np.abs(form.eigenvalues))
     outside = modulus > 1.0
     rho = float(modulus.max())
     if chosen == "doubling" and np.any(mirrored | outside):
-        modes = tuple(complex(z) for z in form.eigenvalues[mirrored | outside])
+        modes = tuple(sign * complex(z) for z in form.eigenvalues[mirrored | outside])
         raise NonStationaryError(
             f"method 'doubling' sums A^k Q A^kT and needs a spectral radius below 1, got {rho:.17g} "
             f"(modes {_listed(modes)}); use method='schur'",
@@ -223,7 +223,7 @@ def solve_stein(A: ArrayLike, Q: ArrayLike, /, *, method: Method = "auto") -> St
         found = _singular_case(form, a, q, chosen, mirrored, outside, indefinite is None)
     else:
         found = _regular_case(form, a, q, chosen, outside, rho)
-    modes = tuple(complex(z) for z in form.eigenvalues[found.which])
+    modes = tuple(sign * complex(z) for z in form.eigenvalues[found.which])
     return SteinSolution(
         value=_frozen(found.value, scale),
         verdict=found.verdict,
