@@ -14,22 +14,34 @@ the place.  Eigenvalues are never clipped.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidProblemError
 
-__all__ = ["matrix", "nonnegative", "positive_semidefinite", "rounding_level", "square", "symmetric", "vector"]
+__all__ = [
+    "matrix",
+    "nonnegative",
+    "points",
+    "positive_semidefinite",
+    "rounding_level",
+    "square",
+    "symmetric",
+    "vector",
+]
 
 Array = NDArray[np.float64]
 
+_EPS = float(np.finfo(np.float64).eps)
 #: The multiple of ``d * unit * max|a|`` up to which a defect counts as rounding.
 ROUNDING = 8.0
 
 
-def _real(name: str, a: ArrayLike, ndim: int, shape: tuple[int | None, ...]) -> tuple[Array, float]:
-    """A new float64 array of the given shape (None: any length), and the rounding unit it came in."""
+def _numbers(name: str, a: ArrayLike) -> NDArray[Any]:
+    """The array as it came, once it is known to hold real numbers."""
     try:
         raw = np.asarray(a)
     except ValueError as error:  # ragged nested lists
@@ -41,6 +53,23 @@ def _real(name: str, a: ArrayLike, ndim: int, shape: tuple[int | None, ...]) -> 
             raise InvalidProblemError(f"{name} must hold real numbers: {error}") from error
     if raw.dtype.kind not in "fiu":
         raise InvalidProblemError(f"{name} must hold real numbers, got dtype {raw.dtype}")
+    return raw
+
+
+def _finite(name: str, raw: NDArray[Any]) -> Array:
+    out = np.array(raw, dtype=np.float64, order="C")
+    finite = np.isfinite(out)
+    if not finite.all():
+        bad = np.argwhere(~finite)
+        where = tuple(int(i) for i in bad[0])
+        place = f"{name}[{', '.join(map(str, where))}] = {out[where]}"
+        raise InvalidProblemError(f"{name} must be finite: {place} ({len(bad)} of {out.size} entries are not finite)")
+    return out
+
+
+def _real(name: str, a: ArrayLike, ndim: int, shape: tuple[int | None, ...]) -> tuple[Array, float]:
+    """A new float64 array of the given shape (None: any length), and the rounding unit it came in."""
+    raw = _numbers(name, a)
     wanted = "(" + ", ".join("any" if n is None else str(n) for n in shape) + ("," if ndim == 1 else "") + ")"
     if raw.ndim != ndim:
         kind = "vector" if ndim == 1 else "matrix"
@@ -50,17 +79,22 @@ def _real(name: str, a: ArrayLike, ndim: int, shape: tuple[int | None, ...]) -> 
     if raw.size == 0:
         raise InvalidProblemError(f"{name} is empty: shape {raw.shape}")
     unit = max(float(np.finfo(raw.dtype).eps), _EPS) if raw.dtype.kind == "f" else _EPS
-    out = np.array(raw, dtype=np.float64, order="C")
-    finite = np.isfinite(out)
-    if not finite.all():
-        bad = np.argwhere(~finite)
-        where = tuple(int(i) for i in bad[0])
-        place = f"{name}[{', '.join(map(str, where))}] = {out[where]}"
-        raise InvalidProblemError(f"{name} must be finite: {place} ({len(bad)} of {out.size} entries are not finite)")
-    return out, unit
+    return _finite(name, raw), unit
 
 
-_EPS = float(np.finfo(np.float64).eps)
+def points(name: str, a: ArrayLike, dim: int) -> Array:
+    """Finite float64 points, shape (..., dim); any number of them, none included.
+
+    Examples
+    --------
+    >>> points("w", [[1, 2], [3, 4]], dim=2)
+    array([[1., 2.],
+           [3., 4.]])
+    """
+    raw = _numbers(name, a)
+    if raw.ndim == 0 or raw.shape[-1] != dim:
+        raise InvalidProblemError(f"{name} must have shape (..., {dim}), got {raw.shape}")
+    return _finite(name, raw)
 
 
 def rounding_level(a: Array, unit: float = _EPS) -> float:

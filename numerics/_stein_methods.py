@@ -53,7 +53,7 @@ def kronecker_matrix(a: Array) -> Array:
     """The m^2 x m^2 matrix of X -> A X A^T - X on the rows of X, from D = A - I."""
     eye = np.eye(a.shape[0])
     d = a - eye
-    return np.kron(d, eye) + np.kron(eye, d) + np.kron(d, d)
+    return np.asarray(np.kron(d, eye) + np.kron(eye, d) + np.kron(d, d))
 
 
 def kronecker(a: Array, q: Array) -> Array:

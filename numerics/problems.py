@@ -79,7 +79,7 @@ class Quadratic:
         -------
         ndarray, shape (...)
         """
-        delta = _points(w, self.dim) - self.optimum
+        delta = _arrays.points("w", w, self.dim) - self.optimum
         return np.asarray(0.5 * np.einsum("...i,...i->...", delta @ self.hessian, delta))
 
     def gradient(self, w: ArrayLike) -> Array:
@@ -93,7 +93,7 @@ class Quadratic:
         -------
         ndarray, shape (..., d)
         """
-        return np.asarray((_points(w, self.dim) - self.optimum) @ self.hessian)
+        return np.asarray((_arrays.points("w", w, self.dim) - self.optimum) @ self.hessian)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +165,7 @@ class LeastSquares:
         -------
         ndarray, shape (...)
         """
-        w = _points(w, self.dim)
+        w = _arrays.points("w", w, self.dim)
         residual = w @ self.X.T - self.y
         return np.asarray(0.5 * np.mean(residual**2, axis=-1) + 0.5 * self.l2 * np.sum(w**2, axis=-1))
 
@@ -180,7 +180,7 @@ class LeastSquares:
         -------
         ndarray, shape (..., d)
         """
-        w = _points(w, self.dim)
+        w = _arrays.points("w", w, self.dim)
         return np.asarray((w @ self.X.T - self.y) @ self.X / self.num_examples + self.l2 * w)
 
     def per_example_gradients(self, w: ArrayLike) -> Array:
@@ -194,7 +194,7 @@ class LeastSquares:
         -------
         ndarray, shape (..., N, d)
         """
-        w = _points(w, self.dim)
+        w = _arrays.points("w", w, self.dim)
         residual = w @ self.X.T - self.y
         return np.asarray(residual[..., None] * self.X + self.l2 * w[..., None, :])
 
@@ -291,10 +291,3 @@ class LeastSquares:
 def _frozen(a: Array) -> Array:
     a.flags.writeable = False
     return a
-
-
-def _points(w: ArrayLike, dim: int) -> Array:
-    out = np.asarray(w, dtype=np.float64)
-    if out.ndim == 0 or out.shape[-1] != dim:
-        raise InvalidProblemError(f"w must have shape (..., {dim}), got {out.shape}")
-    return out

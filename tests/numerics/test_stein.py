@@ -72,11 +72,11 @@ def random_a(kind, rng, m):
 KINDS = ["contractive", "near the circle", "triangular", "nearly flat", "non-normal", "defective", "unstable"]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [(kind, method) for kind in KINDS for method in METHODS if (kind, method) != ("unstable", "doubling")],
+)
 def test_forward_error_is_within_the_condition(kind, method):
-    if kind == "unstable" and method == "doubling":
-        pytest.skip("doubling sums a series that diverges")
     rng = np.random.default_rng(KINDS.index(kind))
     for m in (1, 2, 3, 4) * 5:
         a, q = random_a(kind, rng, m), gram(rng, m)
