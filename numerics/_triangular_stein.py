@@ -59,18 +59,31 @@ class SchurForm:
         vectors = np.asfortranarray(self.vectors[:, ::-1])
         return SchurForm(flipped, vectors, self.eigenvalues.conj()[::-1], self.norm, self.exact)
 
-    def reordered(self, select: Mask) -> tuple[SchurForm, float]:
-        """The form with the selected eigenvalues leading, and LAPACK's estimate of their separation from the rest."""
+    def reordered(self, select: Mask) -> Ordered:
+        """The form with the selected eigenvalues leading, and how well they are told from the rest."""
         k, m = int(select.sum()), self.dim
         if k in (0, m):
-            return self, np.inf
-        t, z, w, _, _, sep, info = ztrsen(
-            select.astype(np.int32), self.increment, self.vectors, job=b"V", lwork=max(1, 2 * k * (m - k))
-        )
+            return Ordered(self, k, self.rounding, 0.0)
+        lwork = max(1, 2 * k * (m - k))
+        t, z, w, _, s, sep, info = ztrsen(select.astype(np.int32), self.increment, self.vectors, job=b"B", lwork=lwork)
         if info != 0:  # two eigenvalues too close to swap: they are one cluster to working precision
             raise InvalidProblemError("the eigenvalues on the unit circle cannot be told from those near it")
         eigenvalues = np.concatenate([self.eigenvalues[select], self.eigenvalues[~select]]) if self.exact else 1.0 + w
-        return SchurForm(t, z, eigenvalues, self.norm, False), float(sep)
+        return Ordered(SchurForm(t, z, eigenvalues, self.norm, False), k, self.rounding / s, self.rounding / sep)
+
+
+@dataclass(frozen=True, eq=False)
+class Ordered:
+    """A Schur form whose leading ``split`` eigenvalues are those asked for.
+
+    ``block_rounding`` bounds the rounding of its two diagonal blocks, ``subspace_rounding`` the angle by which the two
+    invariant subspaces are off; both from LAPACK's condition numbers of a cluster of eigenvalues.
+    """
+
+    form: SchurForm
+    split: int
+    block_rounding: float
+    subspace_rounding: float
 
 
 def schur_form(a: Array) -> SchurForm:

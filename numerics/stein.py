@@ -159,9 +159,10 @@ def solve_stein(A: ArrayLike, Q: ArrayLike, /, *, method: Method = "auto") -> St
 
     Notes
     -----
-    *Whether a mode is on the unit circle* is exact for a triangular A.  For another A it is decided up to the rounding
-    of its Schur form, 4 m eps ||A||.  Likewise an excitation of a marginal mode by Q counts as none up to 4 m eps
-    ||Q||, times the condition of the mode's invariant subspace.
+    *Whether a mode is on the unit circle* is exact for a triangular A. For another A it is decided up to the rounding
+    of its Schur form, 4 m eps ||A||. Likewise an excitation of a marginal mode by Q counts as none up to 4 m eps ||Q||
+    and to what the rounding of the invariant subspace of the mode makes of Q. So "stationary" next to the circle and
+    "none" are statements to working precision.
 
     *Mirrored pairs.* Where an eigenvalue outside the circle mirrors one inside (2 and 1/2), the operator is singular
     though no mode is marginal.  The verdict is ``"unstable"`` where a solution exists (``value`` is the one of least
@@ -269,16 +270,16 @@ def _singular_case(
     form: tri.SchurForm, a: Array, q: Array, method: _Chosen, mirrored: tri.Mask, outside: tri.Mask, semidefinite: bool
 ) -> _Found:
     dense = method == "kronecker"
-    if semidefinite and not outside.any():
-        covariance = _unexcited_covariance(form, q, mirrored)
-        if covariance is not None:
-            value = methods.least_squares(a, q) if dense else _without_kernel(form, covariance, mirrored)
-            text = (
-                "marginal: the modes {modes} are on the unit circle and not excited by Q; value is the solution of "
-                "least norm, the variance in these modes is that of their start"
-            )
-            return _Found("marginal", mirrored, text, value, covariance)
-    size, level = _left_over(form, q, mirrored)
+    excitation = _excitation(form, q, mirrored)
+    if semidefinite and not outside.any() and excitation.none:
+        covariance = _unexcited_covariance(excitation, q)
+        value = methods.least_squares(a, q) if dense else _without_kernel(form, covariance, mirrored)
+        text = (
+            "marginal: the modes {modes} are on the unit circle and not excited by Q; value is the solution of least "
+            "norm, the variance in these modes is that of their start"
+        )
+        return _Found("marginal", mirrored, text, value, covariance)
+    size, level = excitation.left_over(), excitation.block_level
     if size > level:
         text = (
             f"no solution: Q excites the modes {{modes}}, which {'are mirrored in' if outside.any() else 'are on'} the "
@@ -335,48 +336,63 @@ def _real(form: tri.SchurForm, y: tri.Complex) -> Array:
     return 0.5 * (x + x.T)
 
 
-def _unexcited_covariance(form: tri.SchurForm, q: Array, mirrored: tri.Mask) -> Array | None:
-    """The sum over A^k Q A^kT where Q (semidefinite) does not touch the marginal modes; None where it does.
+@dataclass(frozen=True, eq=False)
+class _Excitation:
+    """How Q meets the mirrored modes, which come last in ``ordered``.
 
-    With the marginal modes last, the last Schur vectors U span their left invariant subspace, and Q U = 0.
+    The last Schur vectors U span the left invariant subspace of these modes.  A semidefinite Q leaves them alone where
+    Q U = 0.  An error of angle t in U changes Q U by t |Q| but U* Q U by 2 t |Q U| + t^2 |Q| only.
     """
-    m = form.dim
-    ordered, sep = form.reordered(~mirrored)
-    n = m - int(mirrored.sum())
-    if np.linalg.norm(q @ ordered.vectors[:, n:]) > _excitation_level(form, q, sep):
-        return None
-    y = np.zeros((m, m), dtype=np.complex128)
-    y[:n, :n] = tri.back_substitute(ordered.increment[:n, :n], _transformed(ordered, q)[:n, :n])
-    return _real(ordered, y)
+
+    ordered: tri.Ordered
+    touch: float
+    touch_level: float
+    block: tri.Complex
+    block_level: float
+
+    @property
+    def none(self) -> bool:
+        return self.touch <= self.touch_level and float(np.linalg.norm(self.block)) <= self.block_level
+
+    def left_over(self) -> float:
+        """The part of Q that no X can balance."""
+        increment = self.ordered.form.increment[self.ordered.split :, self.ordered.split :]
+        return tri.singular_solve(increment, self.block, self.ordered.block_rounding)[1]
 
 
-def _excitation_level(form: tri.SchurForm, q: Array, sep: float) -> float:
-    size = float(np.linalg.norm(q))
-    return tri.SAFETY * form.dim * tri.EPS * size * (1.0 + (0.0 if form.norm == 0 else form.norm / sep))
+def _excitation(form: tri.SchurForm, q: Array, mirrored: tri.Mask) -> _Excitation:
+    ordered = form.reordered(~mirrored)
+    u = ordered.form.vectors[:, ordered.split :]
+    size, angle = float(np.linalg.norm(q)), ordered.subspace_rounding
+    level = tri.SAFETY * form.dim * tri.EPS * size
+    product = q @ u
+    touch = float(np.linalg.norm(product))
+    block_level = level + 2.0 * angle * touch + angle**2 * size
+    return _Excitation(ordered, touch, level + angle * size, u.conj().T @ product, block_level)
 
 
-def _left_over(form: tri.SchurForm, q: Array, mirrored: tri.Mask) -> tuple[float, float]:
-    """How much of Q no X can balance, and the size that rounding explains."""
-    ordered, sep = form.reordered(~mirrored)
-    n = form.dim - int(mirrored.sum())
-    _, left = tri.singular_solve(ordered.increment[n:, n:], _transformed(ordered, q)[n:, n:], form.rounding)
-    return left, _excitation_level(form, q, sep)
+def _unexcited_covariance(excitation: _Excitation, q: Array) -> Array:
+    """The sum over A^k Q A^kT where Q is semidefinite and Q U = 0: the damped modes by themselves."""
+    form, n = excitation.ordered.form, excitation.ordered.split
+    y = np.zeros((form.dim, form.dim), dtype=np.complex128)
+    y[:n, :n] = tri.back_substitute(form.increment[:n, :n], _transformed(form, q)[:n, :n])
+    return _real(form, y)
 
 
 def _singular(form: tri.SchurForm, q: Array, mirrored: tri.Mask) -> Array:
     """The solution of least norm: the kernel lies in the leading block, once the mirrored modes come first."""
-    ordered, _ = form.reordered(mirrored)
-    k = int(mirrored.sum())
-    f = _transformed(ordered, q)
-    y = tri.back_substitute(ordered.increment, f, start=k)
-    rest = tri.residual(ordered.increment, y, f)[:k, :k]
-    y[:k, :k] = tri.singular_solve(ordered.increment[:k, :k], np.asarray(rest), form.rounding)[0]
-    return _real(ordered, y)
+    ordered = form.reordered(mirrored)
+    form, k = ordered.form, ordered.split
+    f = _transformed(form, q)
+    y = tri.back_substitute(form.increment, f, start=k)
+    rest = tri.residual(form.increment, y, f)[:k, :k]
+    y[:k, :k] = tri.singular_solve(form.increment[:k, :k], np.asarray(rest), ordered.block_rounding)[0]
+    return _real(form, y)
 
 
 def _without_kernel(form: tri.SchurForm, x: Array, mirrored: tri.Mask) -> Array:
-    ordered, _ = form.reordered(mirrored)
-    k = int(mirrored.sum())
-    y = _transformed(ordered, x)
-    y[:k, :k] -= tri.kernel_part(ordered.increment[:k, :k], y[:k, :k], form.rounding)
-    return _real(ordered, y)
+    ordered = form.reordered(mirrored)
+    form, k = ordered.form, ordered.split
+    y = _transformed(form, x)
+    y[:k, :k] -= tri.kernel_part(form.increment[:k, :k], y[:k, :k], ordered.block_rounding)
+    return _real(form, y)

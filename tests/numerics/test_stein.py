@@ -250,6 +250,40 @@ def test_many_marginal_modes_not_excited():
     assert len(solution.modes) == 50
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.9999])
+@pytest.mark.parametrize("rotated", [False, True])
+def test_heavy_ball_with_flat_directions(momentum, rotated):
+    """The companion recursion of 30 directions, 26 of them flat: the closed form where noise spares them, else none."""
+    rng = np.random.default_rng(11)
+    d, flat, lr = 30, 26, 0.3
+    u = orthogonal(rng, d) if rotated else np.eye(d)
+    h = np.r_[np.zeros(flat), np.geomspace(1e-3, 1.0, d - flat)]
+    c = np.zeros((d, d))
+    c[flat:, flat:] = gram(rng, d - flat)
+    eye = np.eye(d)
+    hessian, drive = (u * h) @ u.T, np.vstack([-lr * eye, eye])
+    a = np.block([[eye - lr * hessian, -lr * momentum * eye], [hessian, momentum * eye]])
+
+    def companion_noise(covariance):
+        q = drive @ (u @ covariance @ u.T) @ drive.T
+        return 0.5 * (q + q.T)
+
+    solution = solve_stein(a, companion_noise(c))
+    assert solution.verdict == "marginal"
+    assert len(solution.modes) == flat
+    h_i, h_j = np.meshgrid(h[flat:], h[flat:], indexing="ij")
+    denominator = (1 - momentum) * ((1 + momentum) * (h_i + h_j) - lr * h_i * h_j)
+    denominator += lr * momentum * (h_i - h_j) ** 2 / (1 - momentum)
+    exact = np.zeros((d, d))
+    exact[flat:, flat:] = lr * (1 + momentum) * c[flat:, flat:] / denominator
+    found = u.T @ solution.covariance[:d, :d] @ u
+    # the damped modes by themselves: the condition of the operator is that of the smallest pivot
+    slowest = 1.0 - np.sort(np.abs(np.linalg.eigvals(a)))[: 2 * d - flat].max()
+    assert relative(found, exact) <= SAFETY * 2 * d * EPS * np.linalg.norm(a, 2) ** 2 / slowest
+    excited = c + 1e-3 * np.outer(eye[0], eye[0])
+    assert solve_stein(a, companion_noise(excited)).verdict == "none"
+
+
 def test_an_excitation_at_the_level_of_rounding_is_forgiven_and_above_it_is_not():
     a = np.diag([1.0, 0.5])
     assert solve_stein(a, np.diag([EPS, 1.0])).verdict == "marginal"
