@@ -139,7 +139,7 @@ def _derive(optimizer: Optimizer) -> Stability:
         if bound is not None:
             bounds.append(bound)
         solvable = solvable and (bound is not None or (lr is not None and not remaining.has(lr)))
-    conditions.sort(key=lambda c: c.lhs != 0)
+    conditions.sort(key=lambda c: getattr(c, "lhs", 0) != 0)  # a condition that cannot hold is sympy.false
     largest = sp.Min(*bounds) if solvable and bounds else None
     return Stability(optimizer, step.h, polynomial, tuple(margins), tuple(conditions), largest)
 
