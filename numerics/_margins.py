@@ -17,7 +17,7 @@ import sympy as sp
 from numpy.typing import NDArray
 
 from ..errors import UnstableError
-from ..theory import Optimizer, stability
+from ..theory import Optimizer, recursion, stability
 from ._kernel import to_fraction
 from ._polynomial import ExactPolynomial
 
@@ -28,7 +28,7 @@ Array: TypeAlias = NDArray[np.float64]
 
 def has_unit_root(optimizer: Optimizer) -> bool:
     """Whether the recursion never forgets its start along a direction with h = 0."""
-    return to_fraction(stability(optimizer).unit_root_coefficients[0]) == 0
+    return bool(sp.Matrix(recursion(optimizer).increment_coefficients[0]).det() == 0)
 
 
 def check_stable(optimizer: Optimizer, eigenvalues: Array) -> None:

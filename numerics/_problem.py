@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..theory import Optimizer, recursion
 from ._arrays import positive_semidefinite, rounding_level
 from ._directions import Directions, check_flat_noise, eigen_directions
+from ._kernel import pair_kernel
 from ._margins import check_stable
 from .preconditioners import preconditioner_sqrt
 
@@ -53,6 +54,7 @@ class Problem:
 
     def check(self) -> None:
         """Raise unless the problem has a stationary law."""
+        pair_kernel(self.optimizer)  # refuses a rule that never forgets, whatever the curvature
         directions = self.directions
         check_stable(self.optimizer, directions.eigenvalues[directions.moving])
         check_flat_noise(directions, self.rotated_noise, self.noise_level)

@@ -333,6 +333,7 @@ def pair_covariance(optimizer: Optimizer, h_i: ArrayLike, h_j: ArrayLike) -> Arr
     """
     optimizer = recursion(optimizer).optimizer
     optimizer.require_bound()
+    entries = pair_kernel(optimizer).entries
     x, y = (_eigenvalues(name, h) for name, h in (("h_i", h_i), ("h_j", h_j)))
     both = np.unique(np.concatenate([x.ravel(), y.ravel()]))
     if has_unit_root(optimizer) and both.size and both[0] == 0.0:
@@ -341,7 +342,6 @@ def pair_covariance(optimizer: Optimizer, h_i: ArrayLike, h_j: ArrayLike) -> Arr
             modes=(0.0,),
         )
     check_stable(optimizer, both)
-    entries = pair_kernel(optimizer).entries
     return np.stack([np.stack([q(x, y) for q in row], axis=-1) for row in entries], axis=-2)
 
 

@@ -1,7 +1,7 @@
 """Every rule against a 60-digit solution of the pair Stein equation, down to lr*h = 1e-12 and up to the stability edge.
 
-The oracle takes its recursion from the rule's own step function, run on 60-digit numbers: nothing is shared with the trace,
-the exact elimination or the double-double evaluation that it checks.
+The oracle takes its recursion from the rule's own step function, run on 60-digit numbers: nothing is shared with the
+trace, the exact elimination or the double-double evaluation that it checks.
 """
 
 import mpmath
