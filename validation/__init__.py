@@ -1,3 +1,15 @@
-"""Filled by its modules."""
+"""Measured runs of real SGD, with standard errors, and the test whether they agree with a prediction.
+
+=========================  ===========================================================================
+`stationary_covariance`    thousands of replicas of a run, stepped at once -> `Estimate`
+`compare`                  an estimate against a predicted covariance -> `Agreement`
+`torch_optimizer`          the real ``torch.optim`` object behind a rule; `from_torch` the reverse
+=========================  ===========================================================================
+"""
 
 from .. import __version__ as __version__
+from .agreement import Agreement, compare
+from .stationary import Estimate, stationary_covariance
+from .torch_optimizers import from_torch, torch_optimizer
+
+__all__ = ["Agreement", "Estimate", "compare", "from_torch", "stationary_covariance", "torch_optimizer"]

@@ -1,0 +1,66 @@
+r"""How long a run must be: the share of the stationary variance that k steps have not yet built up.
+
+Started at the fixed point with no spread, the covariance after k steps falls short of the stationary one by
+:math:`A^k S {A^k}^\top`. Along one Hessian eigenvector the *remembered share* is
+
+.. math:: m(k) = \max_{\text{slots } s} \frac{(A^k S {A^k}^\top)_{ss}}{S_{ss}},
+
+which falls monotonically in k, because :math:`S - A S A^\top = c\, b b^\top` is positive semidefinite. It also bounds
+the squared correlation between states k steps apart, so the same function spaces the snapshots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..numerics import pair_covariance
+from ..theory import Optimizer, recursion
+
+__all__ = ["Forgetting"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """The remembered share of an optimizer, the largest over the Hessian eigenvalues given and the slots asked for."""
+
+    transition: Array
+    covariance: Array
+    slots: tuple[int, ...]
+
+    @classmethod
+    def of(cls, optimizer: Optimizer, eigenvalues: Array, slots: tuple[str, ...]) -> Forgetting:
+        """Evaluate the recursion at the eigenvalues, all of them stable and not flat."""
+        layers = recursion(optimizer).increment_coefficients
+        size = len(optimizer.rule.slots)
+        transition = np.broadcast_to(np.eye(size), (len(eigenvalues), size, size)).copy()
+        for power, layer in enumerate(layers):
+            transition += np.array(layer, dtype=np.float64) * eigenvalues[:, None, None] ** power
+        covariance = np.asarray(pair_covariance(optimizer, eigenvalues, eigenvalues), dtype=np.float64)
+        return cls(transition, covariance, tuple(optimizer.rule.slots.index(name) for name in slots))
+
+    def share(self, steps: int) -> float:
+        """The share still remembered after ``steps`` steps."""
+        if not len(self.transition):
+            return 0.0
+        power = np.linalg.matrix_power(self.transition, steps)
+        left = np.einsum("nsi,nij,nsj->ns", power, self.covariance, power)[:, self.slots]
+        whole = np.einsum("nss->ns", self.covariance)[:, self.slots]
+        return float(np.max(np.divide(left, whole, out=np.zeros_like(left), where=whole > 0)))
+
+    def steps(self, share: float, limit: int) -> int | None:
+        """The fewest steps (at least 1) after which at most ``share`` is remembered; None if more than ``limit``."""
+        high = 1
+        while self.share(high) > share:
+            if high >= limit:
+                return None
+            high = min(2 * high, limit)
+        low = high // 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.share(middle) <= share else (middle, high)
+        return high

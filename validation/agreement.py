@@ -1,0 +1,334 @@
+r"""Does a measured covariance agree with a predicted one? One calibrated p-value, whatever the law of the iterates.
+
+With W a square root of the inverse of the prediction, :math:`y = W (z - \bar z)` has covariance I under a true
+prediction. The replicas are cut into K blocks. The blocks before the k-th propose the direction of disagreement,
+
+.. math:: M_k = \operatorname{mean}_{\text{blocks before } k}(y y^\top) - I,
+
+and the k-th block tests it. Given the earlier blocks, the numbers :math:`\langle M_k,\, y y^\top - I\rangle` of its
+replicas are independent, identically distributed and, under a true prediction, of mean 0: a Student statistic tests
+them, for any law of the iterates and in any dimension. (Hall's cubic takes out the skewness that squares have.) Under a
+false prediction their mean is about :math:`\|\operatorname{E} y y^\top - I\|_F^2 > 0`, whatever the deviation is, so
+large values reject. The K - 1 statistics, turned into normal scores, are independent of each other; they are added with
+the weights :math:`\sqrt{k-1}`, as well as their direction is known. Each block is centred at its own mean, and
+:math:`y y^\top` corrected for that without bias.
+
+The mean is tested in the same way: the earlier blocks propose the direction :math:`\operatorname{mean}(W(z - m))`.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import scipy.stats
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import InvalidProblemError
+from ..numerics import StationaryCovariance
+from .stationary import Estimate
+
+__all__ = ["Agreement", "compare"]
+
+Array = NDArray[np.float64]
+
+#: With fewer replicas a block is too small for its Student statistic to be calibrated, and `compare` refuses.
+FEWEST_REPLICAS = 100
+#: Replicas per block, where there are enough for two such blocks; and blocks, at most.
+REPLICAS_PER_BLOCK = 200
+MOST_BLOCKS = 8
+#: Smaller tails are reported as this: no approximation vouches for them, and normal scores stay finite.
+SMALLEST_TAIL = 1e-300
+#: An asymmetry of this size, relative to the largest entry, is rounding of whoever made the prediction.
+ASYMMETRY = 1e-10
+#: An eigenvalue of the prediction below ``FLAT * size * eps`` times the largest is a direction that does not move.
+FLAT = 100.0
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Agreement:
+    """How a measured covariance compares with a predicted one.
+
+    Attributes
+    ----------
+    p_value : float
+        One number for the whole matrix: uniform on (0, 1) under a true prediction, small under a false one.
+    z : ndarray, shape (k*d, k*d)
+        Difference of each entry in its own standard errors. Entries are correlated: `p_value` is the verdict, not their
+        number.
+    max_abs_z : float
+    relative_error : float
+        Frobenius norm of the difference relative to the prediction.
+    expected_relative_error : float
+        What Monte Carlo alone would give: root mean square of `relative_error` under a true prediction.
+    mean_p_value : float or None
+        The same test for the mean, where a mean was given.
+    mean_z : ndarray, shape (k*d,), or None
+    rank : int
+        Dimension of the range of the prediction.
+    flat_excess : float
+        Largest standard deviation measured in a direction where the prediction has none, in units of what counts as
+        none; above 1, `p_value` is 0.
+    slots : tuple of str
+    replicas : int
+    """
+
+    p_value: float
+    z: Array = field(repr=False)
+    max_abs_z: float
+    relative_error: float
+    expected_relative_error: float
+    mean_p_value: float | None
+    mean_z: Array | None
+    rank: int
+    flat_excess: float
+    slots: tuple[str, ...]
+    replicas: int
+
+    def _rows(self) -> list[tuple[str, str]]:
+        size = len(self.z)
+        matrix = f"covariance of {', '.join(self.slots)}, {size} x {size}, rank {self.rank}"
+        rows = [
+            ("p-value", f"{_p_text(self.p_value)} ({matrix})"),
+            ("relative error", f"{self.relative_error:.3%}, by Monte Carlo alone {self.expected_relative_error:.3%}"),
+            ("largest |z|", f"{self.max_abs_z:.2f} of {size * (size + 1) // 2} entries"),
+            ("replicas", str(self.replicas)),
+        ]
+        if self.mean_p_value is not None:
+            rows.insert(1, ("p-value of mean", _p_text(self.mean_p_value)))
+        if self.rank < size:
+            verdict = "at rest" if self.flat_excess <= 1.0 else "NOT at rest"
+            rows.append(("flat directions", f"{size - self.rank}, {verdict} ({self.flat_excess:.2g} of the tolerance)"))
+        return rows
+
+    def __repr__(self) -> str:
+        return "\n".join(["Agreement", *(f"  {name:<16} {text}" for name, text in self._rows())])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{name}</th><td>{html.escape(text)}</td></tr>" for name, text in self._rows())
+        return f"<table><caption>Measured against predicted covariance</caption>{rows}</table>"
+
+
+def compare(
+    estimate: Estimate,
+    prediction: ArrayLike | StationaryCovariance,
+    *,
+    mean: ArrayLike | None = None,
+) -> Agreement:
+    r"""Compare a measured covariance with a predicted one.
+
+    Parameters
+    ----------
+    estimate : Estimate
+        With at least 100 replicas.
+    prediction : array_like, shape (k*d, k*d), or StationaryCovariance
+        Predicted covariance of the estimate's slots, stacked in the estimate's order; of numerics' result the joint
+        block of these slots is taken.
+    mean : array_like, shape (k*d,), optional
+        Predicted mean, tested separately.
+
+    Returns
+    -------
+    Agreement
+
+    Raises
+    ------
+    InvalidProblemError
+        If the prediction has the wrong shape, is not finite, symmetric and positive semidefinite, or there are too few
+        replicas.
+
+    Notes
+    -----
+    Directions in which the prediction has no variance (eigenvalue at most ``100 n eps`` times the largest, n = k*d,
+    each slot first scaled to unit mean variance) are taken out of the test. There the measured standard deviation must
+    be at most the square root of that same threshold, plus ``steps * eps * |mean|`` for the rounding of the iterates,
+    or ``p_value`` is 0.
+
+    Strongly skewed or heavy-tailed iterates want more replicas, or several snapshots of each, for the p-value to be
+    as well calibrated as it is for Gaussian ones.
+
+    References
+    ----------
+    hall1992
+
+    Examples
+    --------
+    >>> from sgdcov.numerics import Quadratic
+    >>> from sgdcov.theory import sgd
+    >>> from sgdcov.validation import stationary_covariance
+    >>> problem = Quadratic(hessian=[[1.0]], noise=[[1.0]], optimum=[0.0])
+    >>> estimate = stationary_covariance(sgd(lr=0.5), problem, replicas=2000, rng=0)
+    >>> compare(estimate, [[0.5 / (2 - 0.5)]]).p_value > 0.01  # lr c / (2 h - lr h^2)
+    True
+    >>> compare(estimate, [[0.5 / 2]]).p_value > 1e-6  # the continuous-time limit
+    False
+    """
+    if estimate.replicas < FEWEST_REPLICAS:
+        raise InvalidProblemError(
+            f"{estimate.replicas} replicas are too few for a calibrated p-value; measure at least {FEWEST_REPLICAS}."
+        )
+    predicted = _checked_prediction(estimate, prediction)
+    frame = _Frame.of(predicted, estimate)
+    flat_variance = np.diag(frame.flat.T @ (frame.scale[:, None] * estimate.value * frame.scale) @ frame.flat)
+    flat_excess = frame.flat_excess(np.sqrt(np.maximum(flat_variance, 0.0)))
+    whitened = (estimate.samples - estimate.mean) @ frame.whitening
+    p_value = _chained_test(whitened, _covariance_direction, _covariance_score)
+
+    mean_p_value = mean_z = None
+    if mean is not None:
+        wanted = np.asarray(mean, dtype=np.float64)
+        if wanted.shape != estimate.mean.shape or not np.isfinite(wanted).all():
+            raise InvalidProblemError(f"mean must hold {len(estimate.mean)} finite numbers, got shape {wanted.shape}.")
+        deviation = estimate.mean - wanted
+        mean_z = _standardised(deviation, estimate.mean_standard_error, frame.tolerance / frame.scale)
+        mean_p_value = _chained_test((estimate.samples - wanted) @ frame.whitening, _mean_direction, _mean_score)
+        if frame.flat_excess(np.abs(frame.flat.T @ (frame.scale * deviation))) > 1.0:
+            mean_p_value = 0.0
+
+    difference = estimate.value - predicted
+    z = _standardised(difference, estimate.standard_error, frame.tolerance**2 / np.outer(frame.scale, frame.scale))
+    return Agreement(
+        p_value=0.0 if flat_excess > 1.0 else p_value,
+        z=z,
+        max_abs_z=float(np.max(np.abs(z))),
+        relative_error=_relative(difference, predicted),
+        expected_relative_error=_relative(estimate.standard_error, predicted),
+        mean_p_value=mean_p_value,
+        mean_z=mean_z,
+        rank=frame.whitening.shape[1],
+        flat_excess=flat_excess,
+        slots=estimate.slots,
+        replicas=estimate.replicas,
+    )
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Coordinates of a prediction: its range, whitened, and the flat directions beside it."""
+
+    scale: Array  # (n,) each slot to unit mean variance
+    whitening: Array  # (n, rank)
+    flat: Array  # (n, n - rank), on the scaled coordinates
+    tolerance: float  # standard deviation that counts as none, on the scaled coordinates
+
+    @classmethod
+    def of(cls, predicted: Array, estimate: Estimate) -> _Frame:
+        size = len(predicted)
+        variance = np.diag(predicted).reshape(len(estimate.slots), -1).mean(axis=1)
+        scale = np.repeat(1.0 / np.sqrt(np.where(variance > 0.0, variance, 1.0)), size // len(estimate.slots))
+        values, vectors = np.linalg.eigh(scale[:, None] * predicted * scale)
+        floor = FLAT * size * np.finfo(np.float64).eps * max(values[-1], 0.0)
+        if values[0] < -floor:
+            raise InvalidProblemError(
+                f"the prediction is no covariance: with each slot scaled to unit variance, its smallest eigenvalue is "
+                f"{values[0]:.3g} beside the largest, {values[-1]:.3g}, where rounding explains at most {-floor:.3g}."
+            )
+        kept = values > floor
+        whitening = scale[:, None] * vectors[:, kept] / np.sqrt(values[kept])
+        rounding = estimate.steps * np.finfo(np.float64).eps * float(np.max(np.abs(scale * estimate.mean)))
+        return cls(scale, whitening, vectors[:, ~kept], float(np.sqrt(floor)) + rounding)
+
+    def flat_excess(self, deviations: Array) -> float:
+        """The largest deviation in units of the tolerance."""
+        largest = float(np.max(deviations, initial=0.0))
+        return largest / self.tolerance if largest else 0.0
+
+
+def _checked_prediction(estimate: Estimate, prediction: ArrayLike | StationaryCovariance) -> Array:
+    size = len(estimate.value)
+    if isinstance(prediction, StationaryCovariance):
+        prediction = prediction.joint(estimate.slots)
+    predicted = np.asarray(prediction, dtype=np.float64)
+    if predicted.shape != (size, size):
+        raise InvalidProblemError(
+            f"the prediction must have shape {(size, size)} for the estimate's slots ({', '.join(estimate.slots)}), "
+            f"got {predicted.shape}."
+        )
+    if not np.isfinite(predicted).all():
+        unfit = np.count_nonzero(~np.isfinite(predicted))
+        raise InvalidProblemError(f"the prediction has {unfit} of {predicted.size} entries that are not finite.")
+    asymmetry, largest = float(np.max(np.abs(predicted - predicted.T))), float(np.max(np.abs(predicted)))
+    if asymmetry > ASYMMETRY * largest:
+        raise InvalidProblemError(
+            f"the prediction is not symmetric: it differs from its transpose by {asymmetry:.3g}, "
+            f"where its largest entry is {largest:.3g}."
+        )
+    return 0.5 * (predicted + predicted.T)
+
+
+def _chained_test(
+    rows: Array, direction: Callable[[Array], Array], score: Callable[[Array, Array], tuple[Array, float]]
+) -> float:
+    """One-sided p-value of (snapshots, replicas, rank) rows; see the module's text."""
+    replicas, rank = rows.shape[1:]
+    if rank == 0:
+        return 1.0
+    blocks = min(MOST_BLOCKS, max(2, replicas // REPLICAS_PER_BLOCK))
+    edges = np.linspace(0, replicas, blocks + 1).astype(int)
+    total = weight = 0.0
+    for k in range(1, blocks):
+        scalars, correction = score(rows[:, edges[k] : edges[k + 1]], direction(rows[:, : edges[k]]))
+        student = _student(scalars, correction)
+        tail = max(float(scipy.stats.t.sf(abs(student), len(scalars) - 1)), SMALLEST_TAIL)
+        total += np.sqrt(k) * np.copysign(scipy.stats.norm.isf(tail), student)
+        weight += k
+    return float(scipy.stats.norm.sf(total / np.sqrt(weight)))
+
+
+def _student(scalars: Array, correction: float) -> float:
+    """Student's statistic of the corrected mean; Hall's cubic removes the effect of skewness to second order."""
+    centred = scalars - scalars.mean()
+    spread = float(np.std(scalars, ddof=1))
+    if spread == 0.0:
+        return 0.0
+    root = float(np.sqrt(len(scalars)))
+    t = (float(scalars.mean()) + correction) / spread * root
+    skewness = float(np.mean(centred**3)) / spread**3 / root
+    return t + skewness * t**2 / 3 + skewness**2 * t**3 / 27 + skewness / 6
+
+
+def _covariance_direction(rows: Array) -> Array:
+    """Unbiased covariance minus the identity."""
+    own_mean = rows.mean(axis=0)
+    mean = own_mean.mean(axis=0)
+    centred = (rows - mean).reshape(-1, rows.shape[2])
+    spread = own_mean - mean
+    covariance = centred.T @ centred / len(centred) + spread.T @ spread / (len(spread) * (len(spread) - 1))
+    return covariance - np.eye(rows.shape[2])
+
+
+def _covariance_score(rows: Array, direction: Array) -> tuple[Array, float]:
+    """<M, y y^T - I> of each replica, and what centring at the block's own mean took from their mean."""
+    own_mean = rows.mean(axis=0)
+    mean = own_mean.mean(axis=0)
+    centred, spread = rows - mean, own_mean - mean
+    scalars = np.einsum("sri,sri->r", centred @ direction, centred) / len(rows) - np.trace(direction)
+    taken = float(np.sum((spread @ direction) * spread)) / (len(spread) * (len(spread) - 1))
+    return scalars, taken
+
+
+def _mean_direction(rows: Array) -> Array:
+    return np.asarray(rows.mean(axis=(0, 1)))
+
+
+def _mean_score(rows: Array, direction: Array) -> tuple[Array, float]:
+    return rows.mean(axis=0) @ direction, 0.0
+
+
+def _standardised(difference: Array, standard_error: Array, negligible: Array) -> Array:
+    """Difference in standard errors; 0 where it is negligible, infinite where nothing varies but it is not."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(np.abs(difference) <= negligible, 0.0, difference / standard_error)
+
+
+def _relative(difference: Array, predicted: Array) -> float:
+    size, error = float(np.linalg.norm(predicted)), float(np.linalg.norm(difference))
+    if size == 0.0:
+        return 0.0 if error == 0.0 else float("inf")
+    return error / size
+
+
+def _p_text(p_value: float) -> str:
+    return f"{p_value:.3f}" if p_value >= 0.001 else f"{p_value:.1e}" if p_value >= 1e-12 else "< 1e-12"
