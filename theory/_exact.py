@@ -22,14 +22,44 @@ def common_field(expressions: Iterable[sp.Expr]) -> sp.Domain:
 
 
 def is_zero(expression: sp.Expr) -> bool:
-    """Decide exactly whether a rational expression vanishes identically, without simplification heuristics."""
-    numerator, denominator = sp.fraction(sp.together(expression))
-    symbols = sorted(numerator.free_symbols, key=str)
+    """Decide exactly whether a rational expression vanishes identically, without simplification heuristics.
+
+    Raises
+    ------
+    ValueError
+        If the expression is not a rational function of its symbols.
+    """
+    symbols = sorted(expression.free_symbols, key=str)
     if not symbols:
-        return bool(numerator == 0)
-    if not numerator.is_polynomial(*symbols):
-        raise ValueError(f"{expression} is not a rational function of {symbols}; it cannot be decided exactly.")
-    return bool(sp.Poly(numerator, *symbols).is_zero)
+        return bool(sp.nsimplify(expression, rational=True) == 0)
+    ring = sp.ZZ[tuple(symbols)].ring
+    over: dict[Any, Any] = {}
+    for term in sp.Add.make_args(sp.sympify(expression)):
+        numerator, denominator = _integer_quotient(term, symbols, ring)
+        over[denominator] = over.get(denominator, ring.zero) + numerator
+    over = {denominator: numerator for denominator, numerator in over.items() if numerator}
+    common = _lcm(over, ring)
+    return not sum((n * common.exquo(d) for d, n in over.items()), ring.zero)
+
+
+def _integer_quotient(term: sp.Expr, symbols: Sequence[sp.Symbol], ring: Any) -> tuple[Any, Any]:
+    """Write a rational term as a quotient of two polynomials with integer coefficients, not necessarily reduced."""
+    if not all(part.is_polynomial(*symbols) for part in sp.fraction(term)):
+        term = sp.together(term)
+    rationals = sp.QQ[tuple(symbols)].ring
+    try:
+        numerator, denominator = (rationals.from_expr(part) for part in sp.fraction(term))
+    except ValueError as error:
+        raise ValueError(f"{term} is not a rational function; it cannot be decided exactly.") from error
+    (above, numerator), (below, denominator) = (part.clear_denoms() for part in (numerator, denominator))
+    return numerator.set_ring(ring) * int(below), denominator.set_ring(ring) * int(above)
+
+
+def _lcm(polynomials: Iterable[Any], ring: Any) -> Any:
+    common = ring.one
+    for polynomial in polynomials:
+        common = common.lcm(polynomial)
+    return common
 
 
 def solve_pair_stein(
@@ -87,9 +117,7 @@ def _sum(field: sp.Domain, terms: Sequence[Any]) -> Any:
     terms = [t for t in terms if t]
     if field.is_QQ or len(terms) < 2:
         return sum(terms, field.zero)
-    common, *others = {t.denom for t in terms}
-    for denominator in others:
-        common = common.lcm(denominator)
+    common = _lcm({t.denom for t in terms}, terms[0].denom.ring)
     numerator = sum((t.numer * common.exquo(t.denom) for t in terms), common.ring.zero)
     return field.field.new(numerator, common)
 
