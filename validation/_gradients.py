@@ -7,6 +7,7 @@ gradients. A rule may call its ``grad`` more than once (SAM does): each call see
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,13 +16,23 @@ from numpy.typing import NDArray
 from ..errors import InvalidProblemError
 from ..numerics import LeastSquares, Quadratic
 
-__all__ = ["Gradient", "gradient_source"]
+__all__ = ["Gradient", "GradientSource", "gradient_source"]
 
 Gradient = Callable[[torch.Tensor], torch.Tensor]
 Array = NDArray[np.float64]
 
 #: Random numbers drawn at once: enough steps to make the call cheap, few enough to stay in the cache.
 DRAWS_AT_ONCE = 1 << 17
+
+
+@dataclass(frozen=True)
+class GradientSource:
+    """One gradient per step, what kind they are in words, and the problem with additive noise that they follow."""
+
+    gradients: Iterator[Gradient]
+    kind: str
+    additive: Quadratic
+    exact: bool  # whether the noise is additive, or only near the optimum
 
 
 def gradient_source(
@@ -31,28 +42,29 @@ def gradient_source(
     *,
     batch_size: int | None,
     replacement: bool,
-) -> tuple[Iterator[Gradient], str]:
-    """The gradients of ``problem``, and what kind they are in words; refuses a batch size that does not fit."""
+) -> GradientSource:
+    """The gradients of ``problem``; refuses a batch size that does not fit."""
     if isinstance(problem, Quadratic):
         if batch_size is not None:
             raise InvalidProblemError(
                 f"batch_size={batch_size} was given, but a Quadratic has no examples to draw from: the noise of one "
                 f"step has the covariance problem.noise. Leave batch_size out, or pass the LeastSquares problem itself."
             )
-        return gaussian(problem, replicas, generator), "Gaussian noise"
+        return GradientSource(_gaussian(problem, replicas, generator), "Gaussian noise", problem, exact=True)
     if isinstance(problem, LeastSquares):
         if batch_size is None:
             raise InvalidProblemError(
                 f"a LeastSquares problem with {problem.num_examples} examples needs batch_size=... to draw minibatches "
                 f"from; for Gaussian noise of the same covariance pass problem.quadratic(batch_size)."
             )
-        how = "with" if replacement else "without"
-        source = minibatches(problem, replicas, generator, batch_size=batch_size, replacement=replacement)
-        return source, f"minibatches of {batch_size} {how} replacement"
+        additive = problem.quadratic(batch_size, replacement)
+        gradients = _minibatches(problem, replicas, generator, batch_size=batch_size, replacement=replacement)
+        kind = f"minibatches of {batch_size} {'with' if replacement else 'without'} replacement"
+        return GradientSource(gradients, kind, additive, exact=False)
     raise InvalidProblemError(f"the problem must be a Quadratic or a LeastSquares, got {type(problem).__name__}.")
 
 
-def gaussian(problem: Quadratic, replicas: int, generator: torch.Generator) -> Iterator[Gradient]:
+def _gaussian(problem: Quadratic, replicas: int, generator: torch.Generator) -> Iterator[Gradient]:
     """Gradients ``H (x - optimum) + xi`` with Gaussian xi of covariance ``problem.noise``.
 
     The standard normals are drawn in single precision and cast, several times faster than drawing doubles; their
@@ -79,7 +91,7 @@ def gaussian(problem: Quadratic, replicas: int, generator: torch.Generator) -> I
             yield grad
 
 
-def minibatches(
+def _minibatches(
     problem: LeastSquares, replicas: int, generator: torch.Generator, *, batch_size: int, replacement: bool
 ) -> Iterator[Gradient]:
     """Gradients of the mean loss over a minibatch that each replica draws afresh at each step."""

@@ -286,7 +286,7 @@ def _student(scalars: Array, correction: float) -> float:
     root = float(np.sqrt(len(scalars)))
     t = (float(scalars.mean()) + correction) / spread * root
     skewness = float(np.mean(centred**3)) / spread**3 / root
-    return t + skewness * t**2 / 3 + skewness**2 * t**3 / 27 + skewness / 6
+    return float(t + skewness * t**2 / 3 + skewness**2 * t**3 / 27 + skewness / 6)
 
 
 def _covariance_direction(rows: Array) -> Array:
@@ -320,7 +320,7 @@ def _mean_score(rows: Array, direction: Array) -> tuple[Array, float]:
 def _standardised(difference: Array, standard_error: Array, negligible: Array) -> Array:
     """Difference in standard errors; 0 where it is negligible, infinite where nothing varies but it is not."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(np.abs(difference) <= negligible, 0.0, difference / standard_error)
+        return np.asarray(np.where(np.abs(difference) <= negligible, 0.0, difference / standard_error))
 
 
 def _relative(difference: Array, predicted: Array) -> float:

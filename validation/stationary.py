@@ -210,39 +210,36 @@ def stationary_covariance(
         raise InvalidProblemError(f"engine must be one of {tuple(_ENGINES)}, got {engine!r}.")
     slots = _check_slots(optimizer, slots)
     generator = torch.Generator(device=device).manual_seed(seed)
-    source, kind = gradient_source(problem, replicas, generator, batch_size=batch_size, replacement=replacement)
-    quadratic = problem if isinstance(problem, Quadratic) else problem.quadratic(batch_size, replacement)
+    source = gradient_source(problem, replicas, generator, batch_size=batch_size, replacement=replacement)
+    quadratic = source.additive
 
     predicted = numerics.stationary_covariance(optimizer, quadratic.hessian, quadratic.noise)
     moving = np.delete(np.asarray(predicted.eigenvalues), np.asarray(predicted.flat, dtype=int))
     forgetting = Forgetting.of(optimizer, moving, slots)
-    margin = 1 if isinstance(problem, Quadratic) else 2
-    burn_in, spacing, snapshots = _schedule(forgetting, replicas, steps, snapshots, margin)
+    burn_in, spacing, count = _schedule(forgetting, replicas, steps, snapshots, margin=1 if source.exact else 2)
 
     known = optimizer.rule.slots
-    fixed = numerics.stationary_mean(optimizer, quadratic.hessian, quadratic.optimum, slots=known).reshape(
-        len(known), -1
-    )
-    state = [torch.tensor(row, device=device).expand(replicas, -1).clone() for row in fixed]
+    fixed = numerics.stationary_mean(optimizer, quadratic.hessian, quadratic.optimum, slots=known)
+    state = [torch.tensor(row, device=device).expand(replicas, -1).clone() for row in np.split(fixed, len(known))]
     run = _ENGINES[engine](optimizer, state)
-    total = burn_in + (snapshots - 1) * spacing
-    samples = np.empty((snapshots, replicas, len(slots) * len(quadratic.hessian)))
+    total = burn_in + (count - 1) * spacing
+    samples = np.empty((count, replicas, len(slots) * len(quadratic.hessian)))
     taken = 0
     with torch.no_grad(), progress_bar(total, repr(optimizer), progress) as advance:
         for step in range(1, total + 1):
-            run.step(next(source))
+            run.step(next(source.gradients))
             advance(step)
             if step >= burn_in and (step - burn_in) % spacing == 0:
                 samples[taken] = torch.cat([run.read(slot) for slot in slots], dim=1).cpu().numpy()
                 taken += 1
             if (step % STEPS_PER_CHECK == 0 or step == total) and not bool(torch.isfinite(run.read("w")).all()):
                 raise NonStationaryError(
-                    f"{optimizer!r} with {kind} diverged: iterates were no longer finite after {step} of {total} steps, "
-                    f"although the law with additive noise is stationary. Noise that grows with the distance from the "
-                    f"optimum needs a smaller learning rate or a larger batch."
+                    f"{optimizer!r} with {source.kind} diverged: iterates are no longer finite after {step} of {total} "
+                    f"steps, although the law with additive noise is stationary. Noise that grows with the distance "
+                    f"from the optimum needs a smaller learning rate or a larger batch."
                 )
     value, standard_error, mean, mean_standard_error = _moments(samples)
-    gaussian_error = np.sqrt(2.0 / (replicas * snapshots))
+    gaussian_error = np.sqrt(2.0 / (replicas * count))
     return Estimate(
         value=value,
         standard_error=standard_error,
@@ -257,7 +254,7 @@ def stationary_covariance(
         slots=slots,
         optimizer=optimizer,
         engine=engine,
-        gradients=kind,
+        gradients=source.kind,
         seed=seed,
     )
 

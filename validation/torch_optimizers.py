@@ -10,9 +10,9 @@ rule                                           PyTorch
 ``nesterov(lr, momentum, weight_decay)``       ``SGD(lr, momentum, weight_decay, nesterov=True)``
 =============================================  =====================================================================
 
-One difference is PyTorch's own: where no momentum buffer exists yet, its first step sets the buffer to the bare gradient
-and skips dampening. `torch_optimizer` starts the buffers at zero instead, so that the first step is the rule's as well;
-without dampening the two starts are the same.
+One difference is PyTorch's own: where no momentum buffer exists yet, its first step sets the buffer to the bare
+gradient and skips dampening. `torch_optimizer` starts the buffers at zero instead, so that the first step is the rule's
+as well; without dampening the two starts are the same.
 """
 
 from __future__ import annotations
