@@ -5,32 +5,52 @@
 `sgd` ... `sam`, `with_ema`          the shipped rules (`RULES`)
 `recursion`                          the linear recursion z' = A(h) z + b(h) xi of a rule
 `stability`                          exact stability conditions and the largest stable learning rate
+`stationary_covariance`              the covariance of any two slots, as a `Formula`; `stationary_mean` likewise
+`catalogue`                          every formula; `sde_limit`, `commuting_heavy_ball`, `momentum_matrix_equation`
+                                     are the literature's statements beside ours
 ===================================  =====================================================================
 """
 
 from .. import __version__ as __version__
+from .assumptions import Assumption
+from .formula import Formula, Proof, Step
 from .hyperparameters import Hyperparameter
+from .literature import catalogue, commuting_heavy_ball, momentum_matrix_equation, sde_limit
 from .recursion import Recursion, recursion
+from .references import REFERENCES, bibtex
 from .rules import RULES, heavy_ball, nesterov, polyak, qhm, sam, sgd, sgdw, with_ema
 from .stability import Stability, stability
+from .stationary import stationary_covariance, stationary_mean
 from .update_rule import Optimizer, UpdateRule, update_rule
 
 __all__ = [
+    "REFERENCES",
     "RULES",
+    "Assumption",
+    "Formula",
     "Hyperparameter",
     "Optimizer",
+    "Proof",
     "Recursion",
     "Stability",
+    "Step",
     "UpdateRule",
+    "bibtex",
+    "catalogue",
+    "commuting_heavy_ball",
     "heavy_ball",
+    "momentum_matrix_equation",
     "nesterov",
     "polyak",
     "qhm",
     "recursion",
     "sam",
+    "sde_limit",
     "sgd",
     "sgdw",
     "stability",
+    "stationary_covariance",
+    "stationary_mean",
     "update_rule",
     "with_ema",
 ]

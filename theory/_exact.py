@@ -1,7 +1,7 @@
 """Exact linear algebra over a field of rational functions: the kernel under every derivation and every proof.
 
-Everything here is arithmetic in ``QQ(x_1, ..., x_n)``, where an element is zero only if it is identically zero. Elements
-are kept as quotients of polynomials with integer coefficients (``ZZ.frac_field``), which is several times faster.
+Everything here is arithmetic in ``QQ(x_1, ..., x_n)``, where an element is zero only if it is identically zero.
+Elements are kept as quotients of polynomials with integer coefficients (``ZZ.frac_field``), several times faster.
 """
 
 from __future__ import annotations
@@ -98,10 +98,11 @@ def solve_pair_stein(
                 [(field.one if u == k else field.zero) - a[u[0]][k[0]] * b[u[1]][k[1]] for k in unknowns]
                 for u in unknowns
             ]
-            rhs = [
-                [_sum(field, [field.from_sympy(drive[i, j]), *(a[i][k] * b[j][m] * s for (k, m), s in entries.items())])]
+            known = [
+                [field.from_sympy(drive[i, j]), *(a[i][k] * b[j][m] * s for (k, m), s in entries.items())]
                 for i, j in unknowns
             ]
+            rhs = [[_sum(field, terms)] for terms in known]
             matrix = DomainMatrix(system, (len(unknowns), len(unknowns)), field)
             try:
                 solution = matrix.lu_solve(DomainMatrix(rhs, (len(unknowns), 1), field))

@@ -1,7 +1,7 @@
 r"""Certificates that a polynomial is positive on a box, by substitution.
 
-An interval becomes the half line through :math:`x = (l + u s)/(1 + s)` (or :math:`x = l + s` when it has no upper end). A
-polynomial all of whose coefficients in the new variables are non-negative, and not all zero, is positive inside; ends
+An interval becomes the half line through :math:`x = (l + u s)/(1 + s)` (or :math:`x = l + s` when it has no upper end).
+A polynomial all of whose coefficients in the new variables are non-negative, and not all zero, is positive inside; ends
 that belong to the interval are faces of the box and are certified in turn. The test can fail to find a certificate for
 a positive polynomial; it never certifies one that is not positive.
 """

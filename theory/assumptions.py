@@ -30,7 +30,7 @@ WHITE_NOISE = Assumption(
     "the gradient noise has mean zero and covariance C at every step, independent of w and of all other steps",
 )
 COMMUTING = Assumption("commuting", "C and H have a common eigenbasis, so that c_ij = 0 for i != j")
-SMALL_LEARNING_RATE = Assumption("small learning rate", "lr*h is small against 1, so that time may be taken as continuous")
+SMALL_LEARNING_RATE = Assumption("small learning rate", "lr*h is small against 1: time may be taken as continuous")
 
 
 def stable(conditions: tuple[sp.Basic, ...]) -> Assumption:

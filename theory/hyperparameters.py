@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Rational as RationalNumber
 from numbers import Real
+from typing import TypeAlias
 
 import sympy as sp
 
@@ -19,7 +20,7 @@ from ..errors import HyperparameterError
 
 __all__ = ["Hyperparameter", "Number"]
 
-Number = int | float | Fraction | sp.Rational | sp.Float
+Number: TypeAlias = int | float | Fraction | sp.Rational | sp.Float
 
 POSITIVE = sp.Interval.open(0, sp.oo)
 NONNEGATIVE = sp.Interval.Ropen(0, sp.oo)

@@ -6,8 +6,8 @@ optimum as origin one step of a linear rule is
 .. math:: z' = A(h)\, z + b(h)\, \xi,
 
 where z stacks the slots. The trace calls the rule with symbols and reads A and b off, exactly. Because every call of
-the gradient carries :math:`\xi - h w^*` in place of :math:`\xi` once the origin moves, the drive by an optimum away from
-zero is :math:`-h\,b(h)\,w^*`, with the same b.
+the gradient carries :math:`\xi - h w^*` in place of :math:`\xi` once the origin moves, the drive by an optimum away
+from zero is :math:`-h\,b(h)\,w^*`, with the same b.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _split(entry: sp.Expr, generators: tuple[sp.Dummy, ...]) -> list[tuple[sp.Ex
 
 def _powers(matrix: sp.ImmutableMatrix, h: sp.Symbol) -> list[sp.ImmutableMatrix]:
     polynomials = [sp.Poly(entry, h) for entry in matrix]
-    degree = max(0, *(p.degree() for p in polynomials if not p.is_zero)) if any(not p.is_zero for p in polynomials) else 0
+    degree = max((p.degree() for p in polynomials if not p.is_zero), default=0)
     return [
         sp.ImmutableMatrix(*matrix.shape, [p.coeff_monomial(h**k) for p in polynomials]) for k in range(degree + 1)
     ]

@@ -1,9 +1,9 @@
 r"""For which hyper-parameters the recursion contracts: the exact Schur-Cohn/Jury conditions, as plain inequalities.
 
 The roots of :math:`p(z) = \det(zI - A(h))`, degree n, lie inside the unit disc exactly when those of
-:math:`(s-1)^n\, p\big((s+1)/(s-1)\big)` lie in the left half plane. That polynomial has the coefficient p(1) in front and
-:math:`(-1)^n p(-1)` at the end; the Lienard-Chipart form of the Hurwitz criterion asks that all its coefficients, and
-every second Hurwitz minor, be positive. Each irreducible factor of p is treated by itself.
+:math:`(s-1)^n\, p\big((s+1)/(s-1)\big)` lie in the left half plane. That polynomial has the coefficient p(1) in
+front and :math:`(-1)^n p(-1)` at the end; the Lienard-Chipart form of the Hurwitz criterion asks that all its
+coefficients, and every second Hurwitz minor, be positive. Each irreducible factor of p is treated by itself.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Stability:
     characteristic_polynomial : sympy.Poly
         ``det(z I - A(h))`` in z.
     margins : tuple of sympy.Expr
-        Polynomials in h and the unbound hyper-parameters. All positive, if and only if A(h) has spectral radius below 1.
+        Polynomials in h and the unbound hyper-parameters. All positive if and only if A(h) has spectral radius < 1.
     conditions : tuple of sympy.Rel
         The margins without what is positive on the domain of the hyper-parameters anyway, as plain inequalities.
     largest_lr : sympy.Expr or None
@@ -70,7 +70,7 @@ class Stability:
 
     @property
     def unit_root_coefficients(self) -> tuple[sp.Rational, ...]:
-        """Coefficients of `unit_root` in ascending powers of h; raises HyperparameterError when something is unbound."""
+        """Coefficients of `unit_root` in ascending powers of h; nothing may be unbound."""
         self.optimizer.require_bound()
         return _ascending(self.unit_root, self.h)
 

@@ -122,7 +122,7 @@ def _covariance_formula(optimizer: Optimizer, slots: tuple[str, str]) -> Formula
     expression = present(block[shown], (H_I, H_J))
     compact = _compact_form(optimizer) if slots == ("w", "w") else None
     steps = [
-        Step("Trace one step of the rule on a quadratic loss along a Hessian eigenvector.", _recursion_equation(step)),
+        Step("Trace one step of the rule along a Hessian eigenvector.", _recursion_equation(step)),
         Step("Stationarity of the covariance of a pair of eigenvectors is the Stein equation, entry by entry."),
         *(Step(f"Solve {text} exactly.") for text in how),
         Step("Read off the entry asked for.", sp.Eq(unknowns[shown], expression, evaluate=False)),
@@ -222,7 +222,7 @@ def _mean_formula(optimizer: Optimizer) -> Formula:
         solution=solution,
         references=optimizer.rule.references,
         derivation=(
-            Step("Trace one step of the rule on a quadratic loss along a Hessian eigenvector.", _recursion_equation(step)),
+            Step("Trace one step of the rule along a Hessian eigenvector.", _recursion_equation(step)),
             Step("Every gradient carries -h w* beside the noise, so the mean obeys m = A m - h b w*."),
             Step("Solve for the mean.", shown),
         ),

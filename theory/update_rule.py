@@ -50,6 +50,7 @@ class UpdateRule:
     origin: tuple[Any, ...] = ()
 
     def __call__(self, **values: Number) -> Optimizer:
+        """Bind hyper-parameters by name; a value outside its domain is refused."""
         return Optimizer(self, _bound(self, values))
 
     def __getitem__(self, name: str) -> Hyperparameter:
