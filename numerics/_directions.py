@@ -45,7 +45,7 @@ class Directions:
         """A matrix or vector in the basis of the directions."""
         if self.basis is None:
             return a
-        return _symmetrised(self.basis.T @ a @ self.basis) if a.ndim == 2 else self.basis.T @ a
+        return _congruent(self.basis.T, a) if a.ndim == 2 else self.basis.T @ a
 
     def rotate_back(self, a: Array, *, symmetric: bool = True) -> Array:
         """A matrix or vector in the basis of the directions, back in the original coordinates."""
@@ -53,14 +53,19 @@ class Directions:
             return a
         if a.ndim == 1:
             return self.basis @ a
-        out = self.basis @ a @ self.basis.T
-        return _symmetrised(out) if symmetric else out
+        return _congruent(self.basis, a) if symmetric else self.basis @ a @ self.basis.T
 
 
-def _symmetrised(a: Array) -> Array:
-    out = a + a.T
-    out *= 0.5
-    return out
+def _congruent(u: Array, a: Array) -> Array:
+    """``u a u'`` of a symmetric a, exactly symmetric: half of it from the triangle of a, whose product costs half."""
+    triangle = np.tril(a)
+    triangle[np.diag_indices_from(triangle)] *= 0.5
+    # BLAS wants columns: the transposes below are views of row-major arrays.
+    if u.flags.f_contiguous:
+        half = scipy.linalg.blas.dtrmm(1.0, triangle.T, u, side=1, trans_a=1) @ u.T
+    else:
+        half = u @ scipy.linalg.blas.dtrmm(1.0, triangle.T, u.T, trans_a=1)
+    return half + half.T
 
 
 def eigen_directions(optimizer: Optimizer, hessian: Array, *, vectors: bool = True) -> Directions:

@@ -41,7 +41,7 @@ Array: TypeAlias = NDArray[np.float64]
 Block: TypeAlias = tuple[int, int]
 
 #: Pairs evaluated at a time: small enough for the temporaries to stay in cache.
-_TILE = 8192
+_TILE = 16384
 
 _RING, _X, _Y = sp.ring("x,y", sp.ZZ)
 
@@ -106,9 +106,11 @@ def _quotient(prepared: tuple[PreparedPolynomial, ...], y: Array) -> Array:
     values, exponent = prepared[0](y), prepared[0].exponent
     with np.errstate(divide="ignore", invalid="ignore"):
         for divisor in prepared[1:]:
-            values /= divisor(y)
+            values = values / divisor(y)
             exponent -= divisor.exponent
-    return np.ldexp(values, exponent)
+    # A plain product is much faster than ldexp, and as exact where the factor is a normal number.
+    values = values * 2.0**exponent if abs(exponent) < 1000 else np.ldexp(values, exponent)
+    return np.broadcast_to(values, np.broadcast_shapes(prepared[0].x.shape, y.shape))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ Array: TypeAlias = NDArray[np.float64]
 
 def has_unit_root(optimizer: Optimizer) -> bool:
     """Whether the recursion never forgets its start along a direction with h = 0."""
-    return bool(sp.Matrix(recursion(optimizer).increment_coefficients[0]).det() == 0)
+    step = recursion(optimizer)
+    return bool(sp.expand(step.increment.subs(step.h, 0).det()) == 0)
 
 
 def check_stable(optimizer: Optimizer, eigenvalues: Array) -> None:

@@ -110,19 +110,37 @@ class PreparedPolynomial:
         return PreparedPolynomial(self.polynomial, self.x[index], self.scale, self.exponent, layers)
 
     def __call__(self, y: Array) -> Array:
-        """Values at y (broadcast against x), in units of ``2**exponent``, each within one ulp."""
+        """Values in units of ``2**exponent``, each within one ulp: at x and y broadcast, at x if y does not appear."""
+        if self.polynomial.degrees[1] == 0:
+            y = np.zeros(())
         unit = np.ldexp(y, -self.scale)
-        halves, size = split(unit), np.abs(unit)
-        hi, lo, magnitude = self.layers[-1]
-        for q_hi, q_lo, q_size in self.layers[-2::-1]:
+        halves = split(unit)
+        hi, lo, _ = self.layers[-1]
+        for q_hi, q_lo, _ in self.layers[-2::-1]:
             hi, lo = horner_step(hi, lo, unit, halves, q_hi, q_lo)
-            magnitude = magnitude * size + q_size
         values = np.array(np.broadcast_to(hi, np.broadcast_shapes(self.x.shape, y.shape)))
-        bound = HORNER_ERROR * (sum(self.polynomial.degrees) + 2) / _CERTIFIED
-        doubtful = (bound * magnitude > np.abs(values)) | (magnitude < _SAFE)
-        if self.polynomial.terms and doubtful.any():
-            self._repair(values, y, np.broadcast_to(doubtful, values.shape))
+        if self.polynomial.terms:
+            self._certify(values, y, np.abs(unit))
         return values
+
+    def _certify(self, values: Array, y: Array, size: Array) -> None:
+        """Compute again, exactly, every value whose error bound is not small enough."""
+        bound = HORNER_ERROR * (sum(self.polynomial.degrees) + 2) / _CERTIFIED
+        # The largest y first: where it clears a whole row, its bounds need not be computed one by one.
+        largest = self._magnitude(np.max(size, initial=0.0))
+        modulus = np.abs(values)
+        if np.all(modulus >= np.maximum(bound * largest, _SAFE)):
+            return
+        magnitude = self._magnitude(size)
+        doubtful = (modulus < bound * magnitude) | (magnitude < _SAFE)
+        if doubtful.any():
+            self._repair(values, y, doubtful)
+
+    def _magnitude(self, size: Array) -> Array:
+        total = self.layers[-1][2]
+        for _, _, q_size in self.layers[-2::-1]:
+            total = total * size + q_size
+        return total
 
     def _repair(self, values: Array, y: Array, doubtful: NDArray[np.bool_]) -> None:
         xs, ys = np.broadcast_to(self.x, values.shape)[doubtful], np.broadcast_to(y, values.shape)[doubtful]

@@ -11,6 +11,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..errors import HyperparameterError
 from ..theory import Optimizer, recursion
 from ._arrays import positive_semidefinite
 from ._directions import eigen_directions
@@ -53,9 +54,12 @@ def max_learning_rate(optimizer: Optimizer, hessian: ArrayLike) -> float:
     0.75
     """
     free = optimizer.free("lr")
-    bound = free.replace(lr=1)
-    bound.require_bound()
-    directions = eigen_directions(bound, positive_semidefinite("hessian", hessian), vectors=False)
+    missing = [name for name in free.unbound if name != "lr"]
+    if missing:
+        raise HyperparameterError(
+            f"{free!r} has no value for {', '.join(missing)}; everything but lr must be bound", name=missing[0]
+        )
+    directions = eigen_directions(free, positive_semidefinite("hessian", hessian), vectors=False)
     moving = directions.eigenvalues[directions.moving]
     if not moving.size:
         return float("inf")

@@ -59,7 +59,7 @@ def defect(a, b):
 
 
 def forward_bound(optimizer, hessian):
-    """Rounding of a backward stable solve, times the condition of the Stein operator of a mildly non-normal recursion."""
+    """Rounding of a backward stable solve, times the condition of the Stein operator of a nearly normal recursion."""
     gap = 1.0 - spectral_radius(optimizer, hessian)
     return 100 * len(optimizer.rule.slots) * hessian.shape[0] * EPS / gap
 
