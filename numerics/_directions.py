@@ -65,7 +65,7 @@ def _congruent(u: Array, a: Array) -> Array:
         half = scipy.linalg.blas.dtrmm(1.0, triangle.T, u, side=1, trans_a=1) @ u.T
     else:
         half = u @ scipy.linalg.blas.dtrmm(1.0, triangle.T, u.T, trans_a=1)
-    return half + half.T
+    return np.asarray(half + half.T)
 
 
 def eigen_directions(optimizer: Optimizer, hessian: Array, *, vectors: bool = True) -> Directions:

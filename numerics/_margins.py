@@ -7,6 +7,7 @@ the edge itself.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from fractions import Fraction
@@ -26,6 +27,7 @@ __all__ = ["check_stable", "has_unit_root", "learning_rate_bounds"]
 Array: TypeAlias = NDArray[np.float64]
 
 
+@functools.lru_cache(maxsize=256)
 def has_unit_root(optimizer: Optimizer) -> bool:
     """Whether the recursion never forgets its start along a direction with h = 0."""
     step = recursion(optimizer)
@@ -35,8 +37,7 @@ def has_unit_root(optimizer: Optimizer) -> bool:
 def check_stable(optimizer: Optimizer, eigenvalues: Array) -> None:
     """Raise `UnstableError` if a margin is not positive, for the eigenvalue that needs the smallest learning rate."""
     unstable = np.zeros(eigenvalues.shape, dtype=np.bool_)
-    for coefficients in stability(optimizer).margin_coefficients:
-        margin = _over_integers({(k, 0): to_fraction(c) for k, c in enumerate(coefficients)})
+    for margin in _margins(optimizer):
         unstable |= ~(margin(eigenvalues)[0] > 0)
     offenders = eigenvalues[unstable]
     if not offenders.size:
@@ -46,6 +47,15 @@ def check_stable(optimizer: Optimizer, eigenvalues: Array) -> None:
     bounds = learning_rate_bounds(optimizer, offenders)
     worst = int(np.argmin(bounds))
     raise UnstableError(float(optimizer.values["lr"]), float(offenders[worst]), float(bounds[worst]))
+
+
+@functools.lru_cache(maxsize=256)
+def _margins(optimizer: Optimizer) -> tuple[ExactPolynomial, ...]:
+    """The margins of an optimizer with everything bound, in h."""
+    return tuple(
+        _over_integers({(k, 0): to_fraction(c) for k, c in enumerate(coefficients)})
+        for coefficients in stability(optimizer).margin_coefficients
+    )
 
 
 def learning_rate_bounds(optimizer: Optimizer, eigenvalues: Array) -> Array:

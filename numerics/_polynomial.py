@@ -127,7 +127,7 @@ class PreparedPolynomial:
         """Compute again, exactly, every value whose error bound is not small enough."""
         bound = HORNER_ERROR * (sum(self.polynomial.degrees) + 2) / _CERTIFIED
         # The largest y first: where it clears a whole row, its bounds need not be computed one by one.
-        largest = self._magnitude(np.max(size, initial=0.0))
+        largest = self._magnitude(np.asarray(np.max(size, initial=0.0)))
         modulus = np.abs(values)
         if np.all(modulus >= np.maximum(bound * largest, _SAFE)):
             return
