@@ -131,7 +131,10 @@ def _trace(optimizer: Optimizer) -> Recursion:
         stepped = rule.function(state, lambda x: h * x + noise, **optimizer.exact)
     except (TypeError, AttributeError, ValueError) as error:
         # The step ran on symbols; what symbols cannot do (branch, clamp, call into an array library) is not linear.
-        raise NonlinearRuleError(rule.name, str(error), "it does more than add and scale") from error
+        term = str(error)
+        for symbol in (*state, noise):
+            term = term.replace(str(symbol), symbol.name)
+        raise NonlinearRuleError(rule.name, term, "it does more than add and scale") from error
     if not isinstance(stepped, tuple) or len(stepped) != len(state):
         raise InvalidRuleError(
             f"update rule {rule.name!r} must return a tuple with one entry per slot {rule.slots}, got {stepped!r}."

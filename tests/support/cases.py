@@ -1,0 +1,23 @@
+"""What tests run over: one list of rules, with numbers for their hyper-parameters. A new rule is tested everywhere here."""
+
+from fractions import Fraction
+
+from sgdcov.theory import RULES, Optimizer, UpdateRule, with_ema
+
+ALL_RULES: tuple[UpdateRule, ...] = (*RULES, *(with_ema(rule) for rule in RULES))
+
+NUMBERS = {
+    "lr": Fraction(3, 7),
+    "momentum": Fraction(4, 5),
+    "dampening": Fraction(1, 3),
+    "weight_decay": Fraction(1, 9),
+    "beta": Fraction(5, 7),
+    "nu": Fraction(2, 3),
+    "rho": Fraction(1, 2),
+    "ema_decay": Fraction(7, 8),
+}
+
+
+def bound(rule: UpdateRule) -> Optimizer:
+    """Bind every hyper-parameter of a rule to its number."""
+    return rule(**{p.name: NUMBERS[p.name] for p in rule.hyperparameters})
