@@ -1,4 +1,4 @@
-"""What tests run over: one list of rules, with numbers for their hyper-parameters. A new rule is tested everywhere here."""
+"""What tests run over: one list of rules, with numbers for their hyper-parameters. A new rule is tested everywhere."""
 
 from fractions import Fraction
 

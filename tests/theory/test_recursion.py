@@ -11,6 +11,7 @@ from cases import ALL_RULES, bound
 from sgdcov.errors import HyperparameterError, InvalidRuleError, NonlinearRuleError
 from sgdcov.theory import heavy_ball, polyak, qhm, recursion, sam, sgd, update_rule, with_ema
 
+
 @pytest.mark.parametrize("rule", ALL_RULES, ids=lambda rule: rule.name)
 def test_the_recursion_is_what_the_rule_does(rule):
     """Stepping the function on fractions gives exactly A(h) z + b(h) xi, with the optimum away from zero included."""
@@ -32,7 +33,9 @@ def test_coefficients_rebuild_the_increment(rule):
     size = len(rule.slots)
     rebuilt = sum((sp.Matrix(layer) * step.h**k for k, layer in enumerate(step.increment_coefficients)), sp.zeros(size))
     assert sp.expand(rebuilt - (step.transition - sp.eye(size))) == sp.zeros(size)
-    gain = sum((sp.Matrix(layer) * step.h**k for k, layer in enumerate(step.noise_gain_coefficients)), sp.zeros(size, 1))
+    gain = sum(
+        (sp.Matrix(layer) * step.h**k for k, layer in enumerate(step.noise_gain_coefficients)), sp.zeros(size, 1)
+    )
     assert sp.expand(gain - step.noise_gain) == sp.zeros(size, 1)
 
 

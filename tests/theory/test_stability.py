@@ -4,7 +4,20 @@ import numpy as np
 import pytest
 import sympy as sp
 
-from sgdcov.theory import RULES, heavy_ball, nesterov, polyak, qhm, recursion, sam, sgd, sgdw, stability, update_rule, with_ema
+from sgdcov.theory import (
+    RULES,
+    heavy_ball,
+    nesterov,
+    polyak,
+    qhm,
+    recursion,
+    sam,
+    sgd,
+    sgdw,
+    stability,
+    update_rule,
+    with_ema,
+)
 from sgdcov.theory._positivity import sign_on_box
 
 

@@ -41,7 +41,7 @@ def test_every_formula_proves_itself(rule):
 
 
 def test_a_wrong_formula_does_not_prove_itself():
-    """The commuting formula with h replaced by pairs (FORMULAS 2.2): the proof must see it, in one entry of the block."""
+    """The commuting formula with h replaced by pairs: the proof must see it, in one entry of the block."""
     formula = stationary_covariance(heavy_ball)
     mean_h = (H_I + H_J) / 2
     wrong = LR * C / (mean_h * (1 - MU) * (2 - LR * mean_h / (1 + MU)))
@@ -50,7 +50,9 @@ def test_a_wrong_formula_does_not_prove_itself():
         forged.prove()
     with pytest.raises(ProofError):
         replace(forged, equation=sp.Eq(formula.equation.lhs, wrong)).prove()
-    off_by_rounding = replace(formula, solution={k: v * (1 + sp.Rational(1, 10**30)) for k, v in formula.solution.items()})
+    off_by_rounding = replace(
+        formula, solution={k: v * (1 + sp.Rational(1, 10**30)) for k, v in formula.solution.items()}
+    )
     with pytest.raises(ProofError):
         off_by_rounding.prove()
 
@@ -75,12 +77,14 @@ def test_closed_form_sums_the_noise_of_all_past_steps(rule):
             state = [rule.function(z, lambda w, h=h: h * w, **values) for z, h in zip(state, hs, strict=True)]
         for a, first in enumerate(rule.slots):
             for b, second in enumerate(rule.slots):
-                closed = stationary_covariance(optimizer, (first, second)).specialise(h_i=h_i, h_j=h_j, c_ij=c).expression
+                closed = (
+                    stationary_covariance(optimizer, (first, second)).specialise(h_i=h_i, h_j=h_j, c_ij=c).expression
+                )
                 assert abs(mpmath.mpf(closed.p) / closed.q / total[a, b] - 1) < mpmath.mpf(10) ** -40
 
 
 PUBLISHED = {
-    # FORMULAS 1.1 and 2.1 (PyTorch's convention), written out independently of the compact presentation.
+    # Plain SGD and momentum SGD in PyTorch's convention, written out independently of the compact presentation.
     "sgd": (sgd, LR * C / (H_I + H_J - LR * H_I * H_J)),
     "heavy_ball": (
         heavy_ball,
@@ -111,12 +115,14 @@ def test_momentum_sgd_is_presented_compactly():
 
 def test_published_nesterov_variance():
     a = A
-    published = LR**2 * C * (1 + MU + MU * (1 + 2 * MU) * a) / (a * (1 - MU + MU * a) * (2 * (1 + MU) - (1 + 2 * MU) * a))
+    published = (
+        LR**2 * C * (1 + MU + MU * (1 + 2 * MU) * a) / (a * (1 - MU + MU * a) * (2 * (1 + MU) - (1 + 2 * MU) * a))
+    )
     assert is_zero(stationary_covariance(nesterov).specialise(h_j="h_i").expression - published)
 
 
 def test_heavy_ball_matrix_identities():
-    """Cov(w,v) = -(H S - mu S H)/(1-mu^2) and Cov(v,v) = (H S + S H)/(lr (1+mu)), FORMULAS 2.1."""
+    """Cov(w,v) = -(H S - mu S H)/(1-mu^2) and Cov(v,v) = (H S + S H)/(lr (1+mu))."""
     s = stationary_covariance(heavy_ball).expression
     cross = stationary_covariance(heavy_ball, ("w", "v")).expression
     assert is_zero(cross + (H_I * s - MU * s * H_J) / (1 - MU**2))
@@ -152,12 +158,15 @@ def test_sam_is_sgd_on_the_curvature_it_sees():
 
 
 def test_averaged_weights_of_sgd():
-    """FORMULAS 5: E_ij = S_ij (1-d)/(1+d) [1 + d m_i/(1-d m_i) + d m_j/(1-d m_j)], m = 1 - lr h."""
+    """E_ij = S_ij (1-d)/(1+d) [1 + d m_i/(1-d m_i) + d m_j/(1-d m_j)], m = 1 - lr h."""
     rule = with_ema(sgd)
     d = rule["ema_decay"].symbol
     m_i, m_j = 1 - LR * H_I, 1 - LR * H_J
     expected = (
-        stationary_covariance(sgd).expression * (1 - d) / (1 + d) * (1 + d * m_i / (1 - d * m_i) + d * m_j / (1 - d * m_j))
+        stationary_covariance(sgd).expression
+        * (1 - d)
+        / (1 + d)
+        * (1 + d * m_i / (1 - d * m_i) + d * m_j / (1 - d * m_j))
     )
     assert is_zero(stationary_covariance(rule, ("ema", "ema")).expression - expected)
 
@@ -232,7 +241,10 @@ def test_catalogue_is_citable():
         assert formula._repr_latex_().startswith("$")
         assert "no entry" not in formula.bibtex()
         assert "@" in formula.bibtex()
-        assert {s.name for s in formula.expression.free_symbols} <= {s.name for s in formula.symbols.values()} | {"C", "d"}
+        assert {s.name for s in formula.expression.free_symbols} <= {s.name for s in formula.symbols.values()} | {
+            "C",
+            "d",
+        }
 
 
 def test_specialised_formulas_still_prove_themselves():
@@ -245,7 +257,9 @@ def test_specialised_formulas_still_prove_themselves():
 
 def test_lambdified_formula_takes_roles():
     evaluate = stationary_covariance(heavy_ball).lambdify()
-    exact = stationary_covariance(heavy_ball).expression.subs({H_I: 1, H_J: 2, C: 3, LR: sp.Rational(1, 4), MU: sp.Rational(1, 2)})
+    exact = stationary_covariance(heavy_ball).expression.subs(
+        {H_I: 1, H_J: 2, C: 3, LR: sp.Rational(1, 4), MU: sp.Rational(1, 2)}
+    )
     assert evaluate(h_i=1.0, h_j=2.0, c_ij=3.0, lr=0.25, momentum=0.5) == pytest.approx(float(exact), rel=1e-15)
     with pytest.raises(TypeError, match="is a function of h_i, h_j, c_ij, lr, momentum"):
         evaluate(h_i=1.0)
