@@ -116,10 +116,17 @@ def _shifted(state, grad, *, lr):
 
 @pytest.mark.parametrize(
     ("function", "term"),
-    [(_square, "xi**2"), (_normalised, "Abs"), (_clamped, "clamp"), (_branching, "truth value"), (_numpy, "w*h + xi < 0"),
-     (_product, "v*xi"), (_shifted, "-1")],
+    [
+        (_square, "xi**2"),
+        (_normalised, "Abs"),
+        (_clamped, "clamp"),
+        (_branching, "truth value"),
+        (_numpy, "w*h + xi < 0"),
+        (_product, "v*xi"),
+        (_shifted, "-1"),
+    ],
     ids=lambda x: getattr(x, "__name__", ""),
-)  # fmt: skip
+)
 def test_a_nonlinear_rule_is_refused_by_its_term(function, term):
     rule = update_rule(slots=("w", "v") if function is _product else ("w",))(function)
     with pytest.raises(NonlinearRuleError) as caught:
