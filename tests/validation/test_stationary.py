@@ -244,10 +244,8 @@ def test_the_burn_in_leaves_the_stated_share_of_a_standard_error(optimizer):
 
     one_step = flow(np.eye(len(value)))
     stationary = basis.T @ value @ basis
-    for steps, largest in (
-        (run.burn_in, TRANSIENT_FRACTION * np.sqrt(2 / (8 * replicas))),
-        (run.spacing, SNAPSHOT_SHARE),
-    ):
+    standard_error = np.sqrt(2 / (8 * replicas))
+    for steps, largest in ((run.burn_in, TRANSIENT_FRACTION * standard_error), (run.spacing, SNAPSHOT_SHARE)):
         left = []
         for k in (steps - 1, steps):
             power = np.linalg.matrix_power(one_step, k)
@@ -334,7 +332,7 @@ def test_an_interrupt_is_passed_on_and_takes_the_bar_away(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal)
     with pytest.raises(KeyboardInterrupt):
         stationary_covariance(interrupted(lr=0.1), non_commuting(), replicas=2, rng=0)
-    assert terminal.getvalue().rstrip("\x1b[2K\r1A\n").endswith("\x1b[?25h") or "\x1b[?25h" in terminal.getvalue()
+    assert "\x1b[?25h" in terminal.getvalue()  # the cursor is shown again
     assert torch.is_grad_enabled()
 
 
@@ -368,7 +366,7 @@ def test_an_interrupt_is_passed_on_and_takes_the_bar_away(monkeypatch):
             HyperparameterError,
             "no momentum buffer",
         ),
-        ({"problem": Quadratic(np.diag([1.0, 0.0]), np.eye(2), [0.0, 0.0])}, NonStationaryError, ""),
+        ({"problem": Quadratic(np.diag([1.0, 0.0]), np.eye(2), [0.0, 0.0])}, NonStationaryError, "noise"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(options, error, message):
@@ -378,8 +376,8 @@ def test_what_cannot_be_measured_is_refused(options, error, message):
 
 
 def test_iterates_that_leave_the_finite_numbers_are_reported():
-    # Mean curvature 1, so lr = 1.9 contracts on average; the one example in ten with curvature 10 multiplies by -18.
-    problem = LeastSquares(np.sqrt([[10.0]] + [[0.0]] * 9), np.ones(10))
+    # Mean curvature 1, so lr = 1.9 contracts on average; the two examples in ten with curvature 5 multiply by -8.5.
+    problem = LeastSquares(np.sqrt([[5.0]] * 2 + [[0.0]] * 8), np.arange(10.0))
     with pytest.raises(NonStationaryError, match=r"diverged: .* of 4000 steps"):
         stationary_covariance(
             sgd(lr=1.9), problem, replicas=20, steps=4000, snapshots=1, batch_size=1, rng=0, progress=False

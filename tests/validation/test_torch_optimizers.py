@@ -42,7 +42,8 @@ def quadratic_gradients(generator):
 
 def free_gradients(generator):
     for grad in quadratic_gradients(generator):
-        yield lambda w, value=grad(torch.ones(101, dtype=torch.float64)): value
+        noise = grad(torch.ones(101, dtype=torch.float64))
+        yield lambda w, noise=noise: noise
 
 
 def side_by_side(optimizer, gradients):
