@@ -26,7 +26,7 @@ class Step:
     equation: sp.Basic | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Proof:
     """What `Formula.prove` checked: each claim held exactly, as an identity of rational functions.
 
@@ -41,8 +41,12 @@ class Proof:
     claims: tuple[str, ...]
     seconds: float
 
-    def __str__(self) -> str:
-        return f"{self.formula}: {len(self.claims)} claims hold exactly ({self.seconds:.2f} s)"
+    def __repr__(self) -> str:
+        return f"<Proof of {self.formula}: {_count(self.claims)} exactly>"
+
+
+def _count(claims: tuple[str, ...]) -> str:
+    return "1 claim holds" if len(claims) == 1 else f"{len(claims)} claims hold"
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,8 +113,8 @@ class Formula:
         Examples
         --------
         >>> from sgdcov.theory import sgd, stationary_covariance
-        >>> len(stationary_covariance(sgd).prove().claims)
-        2
+        >>> stationary_covariance(sgd).prove()
+        <Proof of sgd.stationary_covariance: 2 claims hold exactly>
         """
         started = time.perf_counter()
         claims: list[str] = []
@@ -234,8 +238,22 @@ class Formula:
 
         return evaluate
 
-    def latex(self) -> str:
-        """Return the equation in LaTeX, with the letters that papers use."""
+    def latex(self, expression: sp.Basic | None = None) -> str:
+        r"""Return the equation in LaTeX, with the letters that papers use.
+
+        Parameters
+        ----------
+        expression : sympy.Basic, optional
+            Typeset this in the same letters instead: a step of the derivation, a limit, a series.
+
+        Examples
+        --------
+        >>> from sgdcov.theory import heavy_ball, stability, stationary_covariance
+        >>> stationary_covariance(heavy_ball).latex(stability(heavy_ball).largest_lr)
+        '\\frac{2 \\left(\\mu + 1\\right)}{h}'
+        """
+        if expression is not None:
+            return str(sp.latex(expression, symbol_names=dict(self.symbol_latex)))
         relation = r" \approx " if self.kind == "approximation" else " = "
         sides = (sp.latex(side, symbol_names=dict(self.symbol_latex)) for side in (self.equation.lhs, self.expression))
         return relation.join(sides)
