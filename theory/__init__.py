@@ -17,14 +17,13 @@ from .formula import Formula, Proof, Step
 from .hyperparameters import Hyperparameter
 from .literature import catalogue, commuting_heavy_ball, momentum_matrix_equation, sde_limit
 from .recursion import Recursion, recursion
-from .references import REFERENCES, bibtex
+from .references import bibtex
 from .rules import RULES, heavy_ball, nesterov, polyak, qhm, sam, sgd, sgdw, with_ema
 from .stability import Stability, stability
 from .stationary import stationary_covariance, stationary_mean
 from .update_rule import Optimizer, UpdateRule, update_rule
 
 __all__ = [
-    "REFERENCES",
     "RULES",
     "Assumption",
     "Formula",

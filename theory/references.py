@@ -80,6 +80,19 @@ _ENTRIES = (
         "title": "Self-Ensemble Adversarial Training for Improved Robustness",
         "booktitle": "International Conference on Learning Representations", "year": "2022", "eprint": "2203.09678",
         "archiveprefix": "arXiv"}),
+    ("article", "smith1968", {
+        "author": "Smith, Russell A.", "title": "Matrix Equation {$XA + BX = C$}",
+        "journal": "SIAM Journal on Applied Mathematics", "volume": "16", "number": "1", "pages": "198--201",
+        "year": "1968"}),
+    ("article", "kitagawa1977", {
+        "author": "Kitagawa, Genshiro",
+        "title": "An algorithm for solving the matrix equation {$X = FXF^T + S$}",
+        "journal": "International Journal of Control", "volume": "25", "number": "5", "pages": "745--753",
+        "year": "1977"}),
+    ("article", "hall1992", {
+        "author": "Hall, Peter", "title": "On the Removal of Skewness by Transformation",
+        "journal": "Journal of the Royal Statistical Society: Series B", "volume": "54", "number": "1",
+        "pages": "221--228", "year": "1992"}),
     ("book", "jury1964", {
         "author": "Jury, Eliahu I.", "title": "Theory and Application of the z-Transform Method", "publisher": "Wiley",
         "year": "1964"}),
@@ -91,6 +104,14 @@ REFERENCES: Mapping[str, str] = {key: _entry(kind, key, **fields) for kind, key,
 
 def bibtex(keys: Iterable[str]) -> str:
     """Return the BibTeX entries of some keys, in order; a key of the reader's own is passed over as a comment.
+
+    Parameters
+    ----------
+    keys : iterable of str
+
+    Returns
+    -------
+    str
 
     Examples
     --------

@@ -32,19 +32,43 @@ class Stability:
         ``det(z I - A(h))`` in z.
     margins : tuple of sympy.Expr
         Polynomials in h and the unbound hyper-parameters. All positive if and only if A(h) has spectral radius < 1.
-    conditions : tuple of sympy.Rel
-        The margins without what is positive on the domain of the hyper-parameters anyway, as plain inequalities.
-    largest_lr : sympy.Expr or None
-        Least upper bound of the stable learning rates at h; None if the rule has no free ``lr`` or a condition is not
-        linear in it (`sgdcov.numerics.max_learning_rate` then finds it).
     """
 
     optimizer: Optimizer
     h: sp.Symbol
     characteristic_polynomial: sp.Poly
     margins: tuple[sp.Expr, ...]
-    conditions: tuple[sp.Rel, ...]
-    largest_lr: sp.Expr | None
+
+    @property
+    def conditions(self) -> tuple[sp.Rel, ...]:
+        """The margins as plain inequalities, without what is positive anyway on the domain of the hyper-parameters."""
+        return self._plainly[0]
+
+    @property
+    def largest_lr(self) -> sp.Expr | None:
+        """Least upper bound of the stable learning rates at h, if a free ``lr`` enters every condition linearly.
+
+        Otherwise None; `sgdcov.numerics.max_learning_rate` then finds it for given numbers.
+        """
+        return self._plainly[1]
+
+    @functools.cached_property
+    def _plainly(self) -> tuple[tuple[sp.Rel, ...], sp.Expr | None]:
+        unbound = {p.symbol: p.domain for p in self.optimizer.rule.hyperparameters if p.name in self.optimizer.unbound}
+        box = {**unbound, self.h: sp.Interval.Ropen(0, sp.oo)}
+        conditions, bounds = [], []
+        solvable = self.lr is not None
+        for remaining in (_essential(margin, box) for margin in self.margins):
+            if remaining is None:
+                continue
+            condition, bound = _inequality(remaining, self.h, self.lr, box)
+            if condition not in conditions:
+                conditions.append(condition)
+            if bound is not None:
+                bounds.append(bound)
+            solvable = solvable and (bound is not None or not remaining.has(self.lr))
+        conditions.sort(key=lambda c: getattr(c, "lhs", 0) != 0)  # a condition that cannot hold is sympy.false
+        return tuple(conditions), sp.Min(*bounds) if solvable and bounds else None
 
     @property
     def lr(self) -> sp.Symbol | None:
@@ -125,23 +149,7 @@ def _derive(optimizer: Optimizer) -> Stability:
         if factor.has(z):
             monic = sp.Poly(sp.Poly(factor, z).as_expr() / sp.Poly(factor, z).LC(), z)
             margins += _hurwitz_margins(monic)
-    box = {p.symbol: p.domain for p in optimizer.rule.hyperparameters if p.name in optimizer.unbound}
-    box[step.h] = sp.Interval.Ropen(0, sp.oo)
-    lr = optimizer.rule["lr"].symbol if "lr" in optimizer.unbound else None
-    conditions, bounds = [], []
-    solvable = lr is not None
-    for remaining in (_essential(margin, box) for margin in margins):
-        if remaining is None:
-            continue
-        condition, bound = _inequality(remaining, step.h, lr, box)
-        if condition not in conditions:
-            conditions.append(condition)
-        if bound is not None:
-            bounds.append(bound)
-        solvable = solvable and (bound is not None or (lr is not None and not remaining.has(lr)))
-    conditions.sort(key=lambda c: getattr(c, "lhs", 0) != 0)  # a condition that cannot hold is sympy.false
-    largest = sp.Min(*bounds) if solvable and bounds else None
-    return Stability(optimizer, step.h, polynomial, tuple(margins), tuple(conditions), largest)
+    return Stability(optimizer, step.h, polynomial, tuple(margins))
 
 
 def _hurwitz_margins(polynomial: sp.Poly) -> list[sp.Expr]:
