@@ -69,12 +69,10 @@ def _congruent(u: Array, a: Array) -> Array:
 
 
 def eigen_directions(optimizer: Optimizer, hessian: Array, *, vectors: bool = True) -> Directions:
-    """Diagonalise a checked Hessian; flat eigenvalues are set to exactly 0."""
+    """Diagonalise a checked Hessian; eigenvalues that count as 0 are set to exactly 0."""
     h, basis, level = _eigh(hessian, vectors)
-    flat = np.zeros(0, dtype=np.intp)
-    if has_unit_root(optimizer):
-        flat = np.flatnonzero(h <= level)
-        h[flat] = 0.0
+    h[h <= level] = 0.0
+    flat = np.flatnonzero(h == 0.0) if has_unit_root(optimizer) else np.zeros(0, dtype=np.intp)
     return Directions(h, basis, flat)
 
 

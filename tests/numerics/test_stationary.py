@@ -433,6 +433,17 @@ class TestRefusals:
             pair_covariance(anchored(lr=0.1), 1.0, 1.0)
 
 
+def test_with_weight_decay_an_eigenvalue_that_rounding_makes_negative_counts_as_zero():
+    rng = np.random.default_rng(0)
+    u = orthogonal(rng, 8)
+    hessian = u[:, :5] @ np.diag([3.0, 2.0, 1.0, 0.5, 0.1]) @ u[:, :5].T
+    hessian = (hessian + hessian.T) / 2
+    result = stationary_covariance(sgd(lr=0.1, weight_decay=0.1), hessian, np.eye(8))
+    assert result.flat == ()
+    np.testing.assert_array_equal(result.eigenvalues[:3], 0.0)
+    assert np.isfinite(pair_covariance(result.optimizer, result.eigenvalues, 1.0)).all()
+
+
 class TestPairs:
     def test_arguments_broadcast(self):
         optimizer = with_ema(heavy_ball)(lr=0.1, momentum=0.9, ema_decay=0.9)
