@@ -88,21 +88,13 @@ def test_p_is_uniform_under_a_true_prediction(law, snapshots, replicas, dim):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("law", "snapshots", "replicas", "dim"), CALIBRATION)
-def test_p_has_its_level_far_out_in_the_tail(law, snapshots, replicas, dim):
-    n = 5000
+def test_p_has_its_level_in_the_tail(law, snapshots, replicas, dim):
+    n = 1000
     for kind in zip(*p_values(law, snapshots, replicas, dim, repetitions=n, seed=2), strict=True):
-        for level in (0.05, 0.01, 0.001):
+        for level in (0.05, 0.01):
             rejected = np.count_nonzero(np.array(kind) < level)
             # At most half again the nominal level, up to the chance (1e-4 a time) of seeing more than that.
             assert scipy.stats.binom.sf(rejected - 1, n, 1.5 * level) > 1e-4
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dim", [1, 5, 30])
-def test_p_is_uniform_for_gaussian_iterates(dim):
-    # With 3000 p-values the test sees a distance of 0.035 from uniform.
-    for kind in zip(*p_values(gaussian, 1, 1000, dim, repetitions=3000, seed=3), strict=True):
-        assert scipy.stats.kstest(kind, "uniform").pvalue > 1e-3
 
 
 def wrong_scale(dim):
