@@ -25,7 +25,7 @@ __all__ = ["LeastSquares", "Quadratic"]
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Quadratic:
     r"""The loss :math:`L(w) = (w - w^*)^\top H (w - w^*)/2` with additive gradient noise of covariance C.
 
@@ -63,6 +63,9 @@ class Quadratic:
         object.__setattr__(self, "noise", _frozen(_arrays.positive_semidefinite("noise", self.noise, dim=self.dim)))
         object.__setattr__(self, "optimum", _frozen(_arrays.vector("optimum", self.optimum, dim=self.dim)))
 
+    def __repr__(self) -> str:
+        return f"Quadratic(dim={self.dim})"
+
     @property
     def dim(self) -> int:
         """The number d of parameters."""
@@ -96,7 +99,7 @@ class Quadratic:
         return np.asarray((_arrays.points("w", w, self.dim) - self.optimum) @ self.hessian)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LeastSquares:
     r"""Linear regression on data, the mean over examples of :math:`(y - x^\top w)^2/2`, plus :math:`\lambda|w|^2/2`.
 
@@ -143,6 +146,9 @@ class LeastSquares:
             raise InvalidProblemError(f"y must have one entry per row of X, {design.shape[0]}, got {y.shape[0]}")
         object.__setattr__(self, "y", _frozen(y))
         object.__setattr__(self, "l2", _arrays.nonnegative("l2", self.l2))
+
+    def __repr__(self) -> str:
+        return f"LeastSquares(num_examples={self.num_examples}, dim={self.dim}, l2={self.l2:g})"
 
     @property
     def dim(self) -> int:
