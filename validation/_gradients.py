@@ -69,24 +69,23 @@ def _gaussian(problem: Quadratic, replicas: int, generator: torch.Generator) -> 
 
     The standard normals are drawn in single precision and cast, several times faster than drawing doubles; their
     covariance is exact to about 1e-7. The factor L of C = L L^T, and with it all of xi, lives in double precision on
-    the range of C, so that a direction without noise gets none.
+    the range of C, so that a direction without noise gets none. Products run on the (d, replicas) transposes, where the
+    long axis comes last: more than twice as fast for small d.
     """
     device = generator.device
     hessian = torch.tensor(problem.hessian, device=device)
-    optimum = torch.tensor(problem.optimum, device=device)
+    optimum = torch.tensor(problem.optimum, device=device).unsqueeze(1)
     factor = torch.tensor(_range_factor(problem.noise), device=device)
-    dim, rank = factor.shape
-    steps = max(1, DRAWS_AT_ONCE // max(1, replicas * dim))
+    rank = factor.shape[1]
+    steps = max(1, DRAWS_AT_ONCE // (replicas * max(1, rank)))
+    normals = torch.empty((steps, rank, replicas), dtype=torch.float32, device=device)
     while True:
-        if rank == 0:
-            block = torch.zeros((steps, replicas, dim), dtype=torch.float64, device=device)
-        else:
-            normals = torch.randn((steps, replicas, rank), generator=generator, dtype=torch.float32, device=device)
-            block = normals.double() @ factor.T
-        for xi in block:
+        normals.normal_(generator=generator)
+        for drawn in normals:
+            xi = factor @ drawn.double()
 
             def grad(x: torch.Tensor, xi: torch.Tensor = xi) -> torch.Tensor:
-                return torch.addmm(xi, x - optimum, hessian)
+                return torch.addmm(xi, hessian, x.T - optimum).T
 
             yield grad
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -42,6 +43,9 @@ SNAPSHOT_SHARE = float(np.exp(-2.0))
 SNAPSHOTS = 8
 #: The longest burn-in that is chosen without being asked for.
 LARGEST_AUTOMATIC_BURN_IN = 1_000_000
+#: Numbers below which PyTorch shares no elementwise operation between threads. Matrix products it does share, and then
+#: the threads cost more than they do: twice the time of a step, and tens of times on a busy machine.
+TOO_SMALL_TO_SHARE = 32_768
 #: How often a run looks for iterates that left the finite numbers.
 STEPS_PER_CHECK = 256
 
@@ -191,12 +195,6 @@ def stationary_covariance(
     HyperparameterError
         If a hyper-parameter is not bound.
 
-    Notes
-    -----
-    With few parameters the work of one step is too small to share between threads: ``torch.set_num_threads(1)`` is
-    then the fastest, by a factor of 2 for d = 10 and 1,000 replicas. It is a global setting and therefore the
-    caller's to make.
-
     Examples
     --------
     >>> from sgdcov.numerics import Quadratic
@@ -226,12 +224,15 @@ def stationary_covariance(
 
     known = optimizer.rule.slots
     fixed = numerics.stationary_mean(optimizer, quadratic.hessian, quadratic.optimum, slots=known)
-    state = [torch.tensor(row, device=device).expand(replicas, -1).clone() for row in np.split(fixed, len(known))]
+    rows = [torch.tensor(row, device=device).unsqueeze(1) for row in np.split(fixed, len(known))]
+    # Transposes of (d, replicas) tensors: elementwise steps keep the layout, and products are fastest in it.
+    state = [row.repeat(1, replicas).T for row in rows]
     run = _ENGINES[engine](optimizer, state)
     total = burn_in + (count - 1) * spacing
     samples = np.empty((count, replicas, len(slots) * len(quadratic.hessian)))
     taken = 0
-    with torch.no_grad(), progress_bar(total, repr(optimizer), progress) as advance:
+    small = samples[0].size <= TOO_SMALL_TO_SHARE
+    with torch.no_grad(), _one_thread(small), progress_bar(total, repr(optimizer), progress) as advance:
         for step in range(1, total + 1):
             run.step(next(source.gradients))
             advance(step)
@@ -306,6 +307,19 @@ class _TorchRun:
 
 
 _ENGINES: dict[str, type[_RuleRun] | type[_TorchRun]] = {"rule": _RuleRun, "torch.optim": _TorchRun}
+
+
+@contextmanager
+def _one_thread(wanted: bool) -> Iterator[None]:
+    """One thread for the calling thread's operations, put back on leaving."""
+    before = torch.get_num_threads()
+    if wanted and before > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
 def _schedule(
