@@ -1,0 +1,226 @@
+"""``sgdcov verify`` passes on the truth, fails on what is wrong, and can be interrupted."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from sgdcov import numerics
+from sgdcov.theory import RULES, heavy_ball, with_ema
+from sgdcov.validation.verify import cases, checks, controls, main
+from sgdcov.validation.verify.cases import DEFAULT_SEED, SETUPS
+from sgdcov.validation.verify.command import verify
+from sgdcov.validation.verify.problems import load_problems
+from sgdcov.validation.verify.result import FALSE_ALARM_RATE
+
+SMALL = ("--quick", "--only", "sgd/noncommuting")
+
+
+def test_a_true_law_agrees(capsys):
+    assert main(SMALL) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[-1].startswith("AGREEMENT")
+    assert any("torch.optim" in line and "agrees" in line for line in lines)
+    assert any("SDE limit" in line and "rejected" in line for line in lines)
+
+
+def test_every_rule_runs_on_every_problem_and_some_in_torch():
+    planned = cases.cases(quick=True, seed=0)
+    by_rule = {(c.optimizer.rule, c.problem.name) for c in planned if c.engine == "rule"}
+    assert by_rule == {(rule, p.name) for rule in (*RULES, with_ema(heavy_ball)) for p in load_problems()}
+    in_torch = {c.optimizer.rule.name for c in planned if c.engine == "torch.optim"}
+    assert in_torch == {"sgd", "heavy_ball", "nesterov"}
+    assert len({c.seed for c in planned}) == len(planned)
+    bound = {name for setup in SETUPS for name, value in setup.values.items() if value}
+    assert bound == {p.name for rule in (*RULES, with_ema(heavy_ball)) for p in rule.hyperparameters} - {"lr"}
+
+
+def test_digits_has_flat_directions_without_any_noise():
+    digits = load_problems()[2]
+    assert digits.flat.tolist() == [0, 32, 39]
+    assert not digits.quadratic.noise[digits.flat].any()
+    assert not digits.quadratic.hessian[digits.flat].any()
+
+
+def test_no_problem_commutes_and_the_one_made_for_it_least():
+    noncommuting, diabetes, digits = (problem.commutator for problem in load_problems())
+    assert noncommuting > 0.4
+    assert min(diabetes, digits) > 0.1
+
+
+@pytest.mark.parametrize("factor", [1.03, 0.97])
+def test_numerics_that_is_off_by_three_percent_fails_everywhere(monkeypatch, capsys, factor):
+    solve = numerics.stationary_covariance
+
+    def off(*args, **kwargs):
+        result = solve(*args, **kwargs)
+        return dataclasses.replace(result, value=factor * result.value)
+
+    monkeypatch.setattr(numerics, "stationary_covariance", off)
+    assert main(SMALL) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "DISAGREEMENT" in out
+    assert "theory and numerics differ" in out
+    assert "measured and predicted covariance differ" in out
+    assert "the right prediction was rejected" in out
+
+
+def test_a_run_with_another_learning_rate_than_predicted_fails(monkeypatch):
+    solve = checks._solve
+
+    def other(case):
+        return solve(dataclasses.replace(case, optimizer=case.optimizer.replace(lr=1.03 * case.optimizer.values["lr"])))
+
+    monkeypatch.setattr(checks, "_solve", other)
+    (case,) = [c for c in cases.cases(quick=True, seed=0, only=["sgd/noncommuting"]) if c.engine == "torch.optim"]
+    assert checks.measure(case).p_value < 1e-6
+
+
+def test_a_wrong_mean_fails(monkeypatch):
+    find = numerics.stationary_mean
+    (case,) = [c for c in cases.cases(quick=True, seed=0, only=["sgdw/noncommuting"]) if c.engine == "rule"]
+    assert checks.measure(case).mean_p_value > 1e-3
+    run = checks._run
+    estimate = run(case, case.optimizer.rule.slots, true_batches=False)
+    monkeypatch.setattr(checks, "_run", lambda *args, **kwargs: estimate)
+    monkeypatch.setattr(numerics, "stationary_mean", lambda *args, **kwargs: 1.03 * find(*args, **kwargs))
+    assert checks.measure(case).mean_p_value < 1e-6
+
+
+def test_a_control_that_is_not_rejected_fails(monkeypatch, capsys):
+    def right(optimizer, problem):
+        return numerics.stationary_covariance(optimizer, problem.quadratic.hessian, problem.quadratic.noise)
+
+    def harmless(**kwargs):
+        return [dataclasses.replace(c, wrong=right) for c in controls.controls(**kwargs)]
+
+    monkeypatch.setattr("sgdcov.validation.verify.command.controls", harmless)
+    assert main(SMALL) == 1
+    out = capsys.readouterr().out
+    assert "NOT REJECTED" in out
+    assert "the wrong prediction was not rejected" in out
+
+
+def test_a_layer_that_refuses_to_answer_fails(monkeypatch, capsys):
+    setup = dataclasses.replace(SETUPS[0], share=1.5)
+    monkeypatch.setattr(cases, "SETUPS", (setup,))
+    monkeypatch.setattr("sgdcov.validation.verify.command.controls", lambda **kwargs: [])
+    assert main(SMALL) == 1
+    assert "UnstableError: lr=1.5" in capsys.readouterr().out
+
+
+def test_movement_along_a_flat_direction_fails(monkeypatch):
+    (case,) = [c for c in cases.cases(quick=True, seed=0, only=["polyak/digits"]) if c.engine == "rule"]
+    case = dataclasses.replace(case, replicas=100)
+    estimate = checks._run(case, case.optimizer.rule.slots, true_batches=False)
+    monkeypatch.setattr(checks, "_run", lambda *args, **kwargs: estimate)
+    assert checks.run_row(case, None).measurement.moved == 0.0
+    estimate.samples[0, 0, case.problem.flat[1]] += 1e-20
+    row = checks.run_row(case, None)
+    assert "flat directions moved by 1.0e-20" in row.disagreements(threshold=0.0)
+
+
+def test_an_interrupt_keeps_what_is_finished(monkeypatch, capsys, tmp_path):
+    measure = checks.measure
+
+    def interrupted(case):
+        if case.engine == "torch.optim":
+            raise KeyboardInterrupt
+        return measure(case)
+
+    monkeypatch.setattr(checks, "measure", interrupted)
+    assert main([*SMALL, "--report", str(tmp_path)]) == 130
+    out = capsys.readouterr().out
+    assert "INTERRUPTED after 1 of 3 runs" in out
+    assert "agrees" in out
+    assert json.loads((tmp_path / "report.json").read_text("utf-8"))["status"] == "interrupted"
+
+
+def test_an_interrupt_does_not_hide_a_disagreement(monkeypatch):
+    def interrupted(control):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checks, "run_control", interrupted)
+    found = verify(quick=True, seed=0, only=["sgd/noncommuting"])
+    assert found.interrupted
+    assert (found.status, found.exit_code) == ("interrupted", 130)
+    wrong = dataclasses.replace(found.rows[0].measurement, p_value=0.0)
+    found = dataclasses.replace(found, rows=(dataclasses.replace(found.rows[0], measurement=wrong),))
+    assert (found.status, found.exit_code) == ("disagree", 1)
+
+
+def test_the_report_can_be_read(tmp_path):
+    folder = tmp_path / "new" / "report"
+    assert main([*SMALL, "--report", str(folder), "--seed", "7"]) == 0
+    assert {f.name for f in folder.iterdir()} == {
+        "report.md", "report.json", "entries.png", "ellipses.png", "learning_rates.png",
+    }  # fmt: skip
+    data = json.loads((folder / "report.json").read_text("utf-8"))
+    assert data["status"] == "agree"
+    assert data["seed"] == 7
+    assert data["threshold"] == pytest.approx(FALSE_ALARM_RATE / data["comparisons"])
+    assert {"numpy", "torch", "sympy", "scikit-learn"} <= set(data["versions"])
+    (row, in_torch), (control,) = data["rows"], data["controls"]
+    assert row["theory_vs_numerics"]["array_error"] <= row["theory_vs_numerics"]["array_tolerance"]
+    assert row["proof"]["claims"] >= 4
+    assert in_torch["engine"] == "torch.optim"
+    assert control["p_value"] < data["threshold"] < control["right_p_value"]
+    text = (folder / "report.md").read_text("utf-8")
+    assert data["verdict"] in text
+    for name in ("entries.png", "ellipses.png", "learning_rates.png"):
+        assert f"]({name})" in text
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_true_minibatches_are_shown_and_do_not_count():
+    rows = cases.cases(quick=True, seed=0, only=["heavy_ball/diabetes"])
+    (case,) = [c for c in rows if c.engine == "minibatches"]
+    row = checks.run_row(dataclasses.replace(case, replicas=200), None)
+    assert row.measurement is not None
+    assert row.p_values == ()
+    failing = dataclasses.replace(row, measurement=dataclasses.replace(row.measurement, p_value=0.0))
+    assert failing.disagreements(threshold=1e-5) == []
+
+
+def test_a_seed_repeats_a_run_whatever_else_runs():
+    alone = cases.cases(quick=True, seed=3, only=["sam/diabetes"])
+    (same,) = [c for c in cases.cases(quick=True, seed=3) if c.key == "sam/diabetes"]
+    assert alone[0].seed == same.seed
+    assert cases.cases(quick=True, seed=4, only=["sam/diabetes"])[0].seed != same.seed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--only", "adagrad"], "the rules are sgd"), (["--only", "sgd/mnist"], "noncommuting, diabetes, digits")],
+)
+def test_a_pattern_that_fits_nothing_is_refused(capsys, arguments, message):
+    assert main(arguments) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("seed", ["-1", "x"])
+def test_a_seed_that_is_none_is_refused(capsys, seed):
+    with pytest.raises(SystemExit) as stop:
+        main(["--seed", seed])
+    assert stop.value.code == 2
+    assert "--seed" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_refused(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert main([*SMALL, "--report", str(tmp_path / "file" / "folder")]) == 2
+    assert "cannot write to" in capsys.readouterr().err
+
+
+def test_the_default_seed_is_in_the_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    assert str(DEFAULT_SEED) in capsys.readouterr().out
+
+
+def test_the_threshold_shares_the_false_alarm_rate():
+    found = verify(quick=True, seed=1, only=["sgd/noncommuting"])
+    assert found.comparisons == 2 + 1
+    np.testing.assert_allclose(found.threshold, FALSE_ALARM_RATE / 3)

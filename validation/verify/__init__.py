@@ -1,0 +1,19 @@
+"""The command ``sgdcov verify``: real data, every rule, three layers, wrong predictions, one verdict.
+
+================  =====================================================================
+``problems``      the problems: two from scikit-learn's data, one made up not to commute
+``cases``         which optimizers run on them, how long, and with which seed
+``closed_form``   theory's formulas evaluated on a problem, in 30 digits
+``checks``        a proof, theory against numerics, numerics against a measured run
+``controls``      predictions known to be wrong, each of which must be rejected
+``result``        what was found, and the verdict
+``table``         the same as a table on a terminal
+``report``        the same as Markdown and JSON
+``figures``       the same as pictures
+``command``       the command line
+================  =====================================================================
+"""
+
+from .command import main
+
+__all__ = ["main"]

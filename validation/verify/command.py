@@ -1,0 +1,203 @@
+"""The command line of ``sgdcov verify``: options, progress, interruption, exit code."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from ... import __version__
+from ...errors import InvalidProblemError, SgdcovError
+from . import checks
+from .cases import DEFAULT_SEED, SETUPS, cases
+from .controls import controls
+from .problems import load_problems
+from .report import write_report
+from .result import ControlResult, ProofCheck, Row, Verification
+from .table import print_verification
+
+__all__ = ["main", "verify"]
+
+#: Columns where nothing says how wide the output is.
+WIDTH = 150
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``sgdcov verify`` and return its exit code.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        The arguments after ``verify``.
+
+    Returns
+    -------
+    int
+        0 if every row agrees and every wrong prediction is rejected, 1 if not, 2 for a wrong call, 130 if interrupted.
+
+    Examples
+    --------
+    >>> main(["--only", "adagrad/digits"])
+    2
+    """
+    options = _parser().parse_args(list(argv))
+    errors = Console(stderr=True)
+    try:
+        if options.report is not None:
+            options.report.mkdir(parents=True, exist_ok=True)
+        with _one_thread(), _progress(errors) as show:
+            verification = verify(quick=options.quick, seed=options.seed, only=options.only, show=show)
+    except InvalidProblemError as error:
+        errors.print(f"sgdcov verify: {error}", highlight=False, markup=False)
+        return 2
+    except OSError as error:
+        text = f"sgdcov verify: cannot write to {options.report}: {error.strerror}"
+        errors.print(text, highlight=False, markup=False)
+        return 2
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    print_verification(verification, console)
+    if options.report is not None:
+        try:
+            with _one_thread(), _progress(errors) as show:
+                written = write_report(verification, options.report, show=show)
+        except KeyboardInterrupt:
+            console.print("INTERRUPTED while the report was written.", style="bold yellow")
+            return 130
+        console.print(f"Report: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
+    return verification.exit_code
+
+
+def verify(
+    *, quick: bool, seed: int, only: Sequence[str] = (), show: Callable[[str, int, int], None] = lambda *_: None
+) -> Verification:
+    """Run every check; an interrupt (Ctrl-C) ends it early and keeps what is finished.
+
+    Parameters
+    ----------
+    quick : bool
+        Fewer replicas, still every rule.
+    seed : int
+    only : sequence of str
+        Patterns ``RULE`` or ``RULE/PROBLEM``, with wildcards; everything where there are none.
+    show : callable
+        Called with what is running, how many runs are done, and how many there are.
+
+    Returns
+    -------
+    Verification
+
+    Raises
+    ------
+    InvalidProblemError
+        If no rule and problem fit the patterns.
+    """
+    started = time.perf_counter()
+    rows_to_run = cases(quick=quick, seed=seed, only=only)
+    controls_to_run = controls(quick=quick, seed=seed, only=only)
+    if not rows_to_run:
+        raise InvalidProblemError(
+            f"nothing fits --only {' '.join(only)}; the rules are {', '.join(s.rule.name for s in SETUPS)}, "
+            f"the problems {', '.join(p.name for p in load_problems())}"
+        )
+    planned = len(rows_to_run) + len(controls_to_run)
+    rows: list[Row] = []
+    results: list[ControlResult] = []
+    interrupted = False
+    try:
+        proofs: dict[str, ProofCheck] = {}
+        for case in rows_to_run:
+            rule = case.optimizer.rule
+            proof = None
+            if rule.name not in proofs:
+                show(f"proving {rule.name}", len(rows), planned)
+                try:
+                    proof = proofs[rule.name] = checks.prove(rule)
+                except SgdcovError as error:
+                    rows.append(Row(case, refusal=f"{type(error).__name__}: {error}"))
+                    continue
+            show(f"{case.key}, {case.engine}", len(rows), planned)
+            rows.append(checks.run_row(case, proof))
+        for control in controls_to_run:
+            show(f"{control.key}, wrong prediction: {control.name}", len(rows) + len(results), planned)
+            results.append(checks.run_control(control))
+    except KeyboardInterrupt:
+        interrupted = True
+    return Verification(
+        rows=tuple(rows),
+        controls=tuple(results),
+        planned=planned,
+        interrupted=interrupted,
+        seed=seed,
+        quick=quick,
+        seconds=time.perf_counter() - started,
+        versions=_versions(),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sgdcov verify",
+        description="Check on real data that derived, solved and measured stationary laws agree, for every rule, and "
+        "that wrong predictions are rejected. Exit code 0 only if both hold.",
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer replicas, still every rule: under a minute")
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="also write report.md, report.json and figures to DIR"
+    )
+    parser.add_argument("--seed", type=_seed, default=DEFAULT_SEED, metavar="N", help="of all runs (%(default)s)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=(),
+        metavar="RULE/PROBLEM",
+        help="only these rows and their wrong predictions, as sgd, 'sgd/digits' or '*/diabetes'",
+    )
+    return parser
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative; a seed is not")
+    return value
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Step tensors on one thread: they are small, and threads that wait for each other cost more than they bring."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar with what is running, on a terminal; nothing elsewhere."""
+    text = TextColumn("{task.description}")
+    columns = (SpinnerColumn(), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(), text)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda text, done, total: bar.update(task, description=escape(text), completed=done, total=total)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("numpy", "scipy", "sympy", "torch", "scikit-learn")
+    return {
+        "sgdcov": __version__,
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in packages},
+        "machine": platform.machine(),
+    }

@@ -1,0 +1,167 @@
+"""The result as files: ``report.md`` for readers, ``report.json`` with every number, and figures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .cases import SETUPS
+from .figures import FIGURES, draw_figures
+from .problems import load_problems
+from .result import FALSE_ALARM_RATE, ControlResult, Row, Verification
+from .table import control_grid, notes, row_grid
+
+__all__ = ["write_report"]
+
+
+def write_report(
+    verification: Verification, folder: Path, *, show: Callable[[str, int, int], None] = lambda *_: None
+) -> list[Path]:
+    """Write ``report.json``, ``report.md`` and, unless the verification was interrupted, the figures.
+
+    Parameters
+    ----------
+    verification : Verification
+    folder : Path
+        Which exists.
+    show : callable
+        Called with what is being drawn, how many figures are done, and how many there are.
+
+    Returns
+    -------
+    list of Path
+        What was written.
+    """
+    data, text = folder / "report.json", folder / "report.md"
+    data.write_text(json.dumps(as_json(verification), indent=1, allow_nan=False) + "\n", "utf-8")
+    text.write_text(as_markdown(verification, figures=[]), "utf-8")
+    if verification.interrupted:
+        return [text, data]
+    drawn = draw_figures(verification, folder, show=show)
+    text.write_text(as_markdown(verification, figures=drawn), "utf-8")
+    return [text, data, *drawn]
+
+
+def as_markdown(verification: Verification, figures: list[Path]) -> str:
+    """The report that a person reads: verdict first."""
+    threshold = verification.threshold
+    size = "quick" if verification.quick else "default"
+    parts = ["# sgdcov verify", f"**{verification.verdict}**"]
+    if verification.disagreements:
+        parts.append("\n".join(f"- {text}" for text in verification.disagreements))
+    parts += [
+        "Every rule has three answers to the question how widely its iterates scatter: a derived and proved formula "
+        "(theory), a solved equation (numerics), a measured run (validation).",
+    ]
+    for grid in (row_grid(verification.rows, threshold), control_grid(verification.controls, threshold)):
+        parts += [f"## {grid.title}", grid.markdown() if grid.rows else "None."]
+    parts.append("\n".join(f"- {note}" for note in notes(verification)))
+    parts += [f"![{FIGURES[path.name]}]({path.name})\n\n{FIGURES[path.name]}" for path in figures]
+    parts += ["## Problems", "\n".join(f"- {_described(problem)}" for problem in load_problems())]
+    parts += ["## Hyper-parameters", "\n".join(f"- `{setup.rule.name}`: {_values(setup)}" for setup in SETUPS)]
+    versions = ", ".join(f"{name} {version}" for name, version in verification.versions.items())
+    command = f"sgdcov verify{' --quick' if verification.quick else ''} --seed {verification.seed}"
+    parts.append(f"`{command}` ({size} size, {verification.seconds:.0f} s) with {versions}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def as_json(verification: Verification) -> dict[str, Any]:
+    """Every number, seed and version; what is not finite is null."""
+    threshold = verification.threshold
+    found = {
+        "verdict": verification.verdict,
+        "status": verification.status,
+        "exit_code": verification.exit_code,
+        "disagreements": list(verification.disagreements),
+        "false_alarm_rate": FALSE_ALARM_RATE,
+        "comparisons": verification.comparisons,
+        "threshold": threshold,
+        "seed": verification.seed,
+        "quick": verification.quick,
+        "seconds": verification.seconds,
+        "versions": verification.versions,
+        "problems": {
+            p.name: {
+                "description": p.description,
+                "dim": p.quadratic.dim,
+                "flat": [int(k) for k in p.flat],
+                "commutator": p.commutator,
+            }
+            for p in load_problems()
+        },
+        "rows": [_row(row, threshold) for row in verification.rows],
+        "controls": [_control(control) for control in verification.controls],
+    }
+    plain: dict[str, Any] = _plain(found)
+    return plain
+
+
+def _row(row: Row, threshold: float) -> dict[str, Any]:
+    return {
+        **_run(row.case),
+        "engine": row.case.engine,
+        "counts": row.counts,
+        "disagreements": row.disagreements(threshold),
+        "proof": _numbers(row.proof),
+        "theory_vs_numerics": _numbers(row.theory),
+        "numerics_vs_measured": _numbers(row.measurement),
+    }
+
+
+def _control(control: ControlResult) -> dict[str, Any]:
+    return {
+        **_run(control.case),
+        "name": control.case.name,
+        "supposes": control.case.statement,
+        "quantity": control.case.quantity,
+        **_numbers(control),
+    }
+
+
+def _run(case: Any) -> dict[str, Any]:
+    optimizer = case.optimizer
+    return {
+        "rule": optimizer.rule.name,
+        "problem": case.problem.name,
+        "hyperparameters": {name: float(value) for name, value in optimizer.values.items()},
+        "replicas": case.replicas,
+        "seed": case.seed,
+    }
+
+
+def _numbers(thing: Any) -> dict[str, Any]:
+    """The fields of a result that are numbers or text; empty for None."""
+    if thing is None:
+        return {}
+    values = {f.name: getattr(thing, f.name) for f in fields(thing)}
+    return {name: value for name, value in values.items() if value is None or isinstance(value, int | float | str)}
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows no infinity."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def _described(problem: Any) -> str:
+    flat = f", {len(problem.flat)} flat directions" if len(problem.flat) else ""
+    return (
+        f"`{problem.name}`: {problem.description}; d = {problem.quadratic.dim}{flat}, "
+        f"|HC - CH| / |HC| = {problem.commutator:.2f}"
+    )
+
+
+def _values(setup: Any) -> str:
+    values = ", ".join(f"{name} = {value:g}" for name, value in setup.values.items())
+    return f"{values + ', ' if values else ''}lr about {setup.share:g} of the largest stable one"

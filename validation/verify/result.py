@@ -1,0 +1,259 @@
+"""What a verification found, and the verdict.
+
+Every p-value that counts is compared with one threshold, the family-wise false-alarm rate over their number
+(Bonferroni): if all predictions are true, the chance that any of them is rejected is at most that rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cases import Case
+from .controls import ControlCase
+
+__all__ = ["FALSE_ALARM_RATE", "ControlResult", "Measurement", "ProofCheck", "Row", "TheoryCheck", "Verification"]
+
+Array = NDArray[np.float64]
+
+#: The chance that a verification of true predictions fails.
+FALSE_ALARM_RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class ProofCheck:
+    """The exact proof of a rule's formulas, with every hyper-parameter a symbol."""
+
+    rule: str
+    claims: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TheoryCheck:
+    """Theory's formula in 30 digits against numerics' arrays.
+
+    Attributes
+    ----------
+    pair_error, pair_tolerance : float
+        Largest relative error of `numerics.pair_covariance` over all pairs of eigenvalues and slots.
+    array_error, doubling_error, array_tolerance : float
+        Largest error of the covariance of all slots, by numerics' default method and by doubling, each entry relative
+        to the standard deviations it belongs to.
+    mean_error, mean_tolerance : float
+        Of the stationary mean, relative to its largest entry.
+    condition : float
+        The condition that numerics reports.
+    seconds : float
+    """
+
+    pair_error: float
+    pair_tolerance: float
+    array_error: float
+    doubling_error: float
+    array_tolerance: float
+    mean_error: float
+    mean_tolerance: float
+    condition: float
+    seconds: float
+
+    @property
+    def error(self) -> float:
+        """The largest of the errors of arrays."""
+        return max(self.array_error, self.doubling_error, self.mean_error)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every error is within what rounding explains."""
+        return (
+            self.pair_error <= self.pair_tolerance
+            and max(self.array_error, self.doubling_error) <= self.array_tolerance
+            and self.mean_error <= self.mean_tolerance
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """A measured run against numerics' prediction.
+
+    Attributes
+    ----------
+    p_value : float
+        For the joint covariance of all slots.
+    mean_p_value : float or None
+        For the stationary mean of all slots, where weight decay moves that of the weights.
+    relative_error, expected_relative_error : float
+        Of the covariance of the weights: in the Frobenius norm, and what Monte Carlo alone would give.
+    flat : int
+        Number of flat coordinates.
+    moved : float
+        Largest spread between replicas along them; anything but exactly 0 is wrong.
+    replicas, snapshots, steps, burn_in : int
+    seconds : float
+    predicted, measured, standard_error : ndarray, shape (d, d)
+        Covariance of the weights.
+    """
+
+    p_value: float
+    mean_p_value: float | None
+    relative_error: float
+    expected_relative_error: float
+    flat: int
+    moved: float
+    replicas: int
+    snapshots: int
+    steps: int
+    burn_in: int
+    seconds: float
+    predicted: Array = field(repr=False)
+    measured: Array = field(repr=False)
+    standard_error: Array = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One row of the table. ``problem`` holds what went wrong where a layer refused to answer."""
+
+    case: Case
+    proof: ProofCheck | None = None
+    theory: TheoryCheck | None = None
+    measurement: Measurement | None = None
+    refusal: str | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Whether the row is part of the verdict: true minibatches follow the additive model only approximately."""
+        return self.case.engine != "minibatches"
+
+    @property
+    def p_values(self) -> tuple[float, ...]:
+        """The p-values that count."""
+        if not self.counts or self.measurement is None:
+            return ()
+        values = (self.measurement.p_value, self.measurement.mean_p_value)
+        return tuple(p for p in values if p is not None)
+
+    def disagreements(self, threshold: float) -> list[str]:
+        """What does not agree, in words."""
+        found = []
+        if self.refusal is not None:
+            found.append(self.refusal)
+        if self.theory is not None and not self.theory.agrees:
+            t = self.theory
+            found.append(
+                f"theory and numerics differ: pairs by {t.pair_error:.1e} (tolerance {t.pair_tolerance:.1e}), "
+                f"arrays by {max(t.array_error, t.doubling_error):.1e} ({t.array_tolerance:.1e}), "
+                f"the mean by {t.mean_error:.1e} ({t.mean_tolerance:.1e})"
+            )
+        if self.measurement is not None and self.counts:
+            m = self.measurement
+            if not m.p_value >= threshold:
+                found.append(f"measured and predicted covariance differ: p = {m.p_value:.1e}")
+            if m.mean_p_value is not None and not m.mean_p_value >= threshold:
+                found.append(f"measured and predicted mean differ: p = {m.mean_p_value:.1e}")
+        if self.measurement is not None and self.measurement.moved != 0.0:
+            found.append(f"flat directions moved by {self.measurement.moved:.1e}")
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class ControlResult:
+    """A wrong prediction against a measured run, and the right one against the same run.
+
+    Attributes
+    ----------
+    case : ControlCase
+    p_value : float
+        Of the wrong prediction; it must be below the threshold.
+    right_p_value : float
+        Of numerics' prediction; it counts like the rows' p-values.
+    size : float
+        How wrong the prediction is: relative distance from the right one.
+    seconds : float
+    """
+
+    case: ControlCase
+    p_value: float
+    right_p_value: float
+    size: float
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Verification:
+    """Everything that was found.
+
+    Attributes
+    ----------
+    rows : tuple of Row
+    controls : tuple of ControlResult
+    planned : int
+        Rows and controls that were to run.
+    interrupted : bool
+    seed : int
+    quick : bool
+    seconds : float
+    versions : dict of str to str
+    """
+
+    rows: tuple[Row, ...]
+    controls: tuple[ControlResult, ...]
+    planned: int
+    interrupted: bool
+    seed: int
+    quick: bool
+    seconds: float
+    versions: dict[str, str]
+
+    @property
+    def comparisons(self) -> int:
+        """The number of p-values that count."""
+        return sum(len(row.p_values) for row in self.rows) + len(self.controls)
+
+    @property
+    def threshold(self) -> float:
+        """A p-value below this rejects."""
+        return FALSE_ALARM_RATE / max(1, self.comparisons)
+
+    @property
+    def disagreements(self) -> tuple[str, ...]:
+        """Every disagreement and every wrong prediction that was not rejected, in words."""
+        found = []
+        for row in self.rows:
+            found += [f"{row.case.key}, {row.case.engine}: {text}" for text in row.disagreements(self.threshold)]
+        for control in self.controls:
+            name = f"control {control.case.name}, {control.case.key}"
+            if not control.p_value < self.threshold:
+                found.append(f"{name}: the wrong prediction was not rejected, p = {control.p_value:.1e}")
+            if not control.right_p_value >= self.threshold:
+                found.append(f"{name}: the right prediction was rejected, p = {control.right_p_value:.1e}")
+        return tuple(found)
+
+    @property
+    def status(self) -> Literal["agree", "disagree", "interrupted"]:
+        """The verdict in one word."""
+        if self.disagreements:
+            return "disagree"
+        return "interrupted" if self.interrupted else "agree"
+
+    @property
+    def exit_code(self) -> int:
+        """0 if everything agrees and every control is rejected, 1 if not, 130 if it was interrupted before that."""
+        return {"agree": 0, "disagree": 1, "interrupted": 130}[self.status]
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in one line."""
+        counted = [row for row in self.rows if row.counts]
+        done = f"{len(counted)} rows, {len(self.controls)} wrong predictions"
+        seconds = f"{self.seconds:.0f} s"
+        if self.status == "interrupted":
+            return f"INTERRUPTED after {len(self.rows) + len(self.controls)} of {self.planned} runs: no verdict."
+        if self.status == "disagree":
+            cut = ", interrupted" if self.interrupted else ""
+            return f"DISAGREEMENT: {len(self.disagreements)} finding(s) in {done} ({seconds}{cut})."
+        rejected = "every wrong prediction is rejected" if self.controls else "no wrong prediction was among them"
+        return f"AGREEMENT: theory, numerics and measured runs agree in every row; {rejected} ({done}, {seconds})."

@@ -1,0 +1,164 @@
+"""The result as text: cells that the terminal's table and the Markdown report share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from .result import FALSE_ALARM_RATE, ControlResult, Row, Verification
+
+__all__ = ["APPROXIMATE", "Grid", "control_grid", "notes", "print_verification", "row_grid"]
+
+#: The label of rows that do not count.
+APPROXIMATE = "additive model only approximate"
+RUN_BY = {"rule": "its rule", "torch.optim": "torch.optim", "minibatches": "minibatches"}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: header, alignment of each column, rows of text, and which rows are bad."""
+
+    title: str
+    header: tuple[str, ...]
+    right: tuple[bool, ...]
+    rows: tuple[tuple[str, ...], ...]
+    bad: tuple[bool, ...]
+
+    def markdown(self) -> str:
+        """The table in Markdown."""
+        rule = ["---:" if right else "---" for right in self.right]
+        return "\n".join("| " + " | ".join(cells) + " |" for cells in (self.header, rule, *self.rows))
+
+    def rich(self) -> Table:
+        """The table for a terminal."""
+        table = Table(title=self.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        for name, right in zip(self.header, self.right, strict=True):
+            table.add_column(name, justify="right" if right else "left", overflow="fold", min_width=_least(name))
+        previous = ""
+        for cells, bad in zip(self.rows, self.bad, strict=True):
+            if previous and cells[0] != previous:
+                table.add_section()
+            shown = ("", *cells[1:]) if cells[0] == previous else cells
+            style = "bold red" if bad else "dim" if cells[-1] == "approximate" else None
+            table.add_row(*shown, style=style)
+            previous = cells[0]
+        return table
+
+
+def row_grid(rows: Sequence[Row], threshold: float) -> Grid:
+    """The rows as a table."""
+    header = (
+        "rule", "problem", "run by", "lr", "proof", "theory vs numerics",
+        "measured error", "by chance", "p", "p of mean", "time", "",
+    )  # fmt: skip
+    right = (False, False, False, True, True, True, True, True, True, True, True, False)
+    lines, bad = [], []
+    for row in rows:
+        wrong = bool(row.disagreements(threshold))
+        m, t, proof = row.measurement, row.theory, row.proof
+        lines.append(
+            (
+                row.case.optimizer.rule.name,
+                row.case.problem.name,
+                RUN_BY[row.case.engine],
+                f"{row.case.optimizer.values['lr']:.2g}",
+                f"{proof.claims} claims, {proof.seconds:.1f} s" if proof else "",
+                f"{t.error:.1e}" if t else "",
+                f"{m.relative_error:.2%}" if m else "",
+                f"{m.expected_relative_error:.2%}" if m else "",
+                p_text(m.p_value) if m else "",
+                p_text(m.mean_p_value) if m and m.mean_p_value is not None else "",
+                f"{(m.seconds if m else 0.0) + (t.seconds if t else 0.0):.1f} s",
+                "DIFFERS" if wrong else "agrees" if row.counts else "approximate",
+            )
+        )
+        bad.append(wrong)
+    return Grid("Derived, solved, measured", header, right, tuple(lines), tuple(bad))
+
+
+def control_grid(controls: Sequence[ControlResult], threshold: float) -> Grid:
+    """The wrong predictions as a table."""
+    header = ("wrong prediction", "it supposes", "rule", "problem", "wrong by", "p", "p of the right one", "time", "")
+    right = (False, False, False, False, True, True, True, True, False)
+    lines, bad = [], []
+    for c in controls:
+        wrong = not (c.p_value < threshold <= c.right_p_value)
+        lines.append(
+            (
+                c.case.name,
+                c.case.statement,
+                c.case.optimizer.rule.name,
+                c.case.problem.name,
+                f"{c.size:.1%}",
+                p_text(c.p_value),
+                p_text(c.right_p_value),
+                f"{c.seconds:.1f} s",
+                "rejected" if c.p_value < threshold else "NOT REJECTED",
+            )
+        )
+        bad.append(wrong)
+    return Grid("Wrong predictions, each of which must be rejected", header, right, tuple(lines), tuple(bad))
+
+
+def notes(verification: Verification) -> list[str]:
+    """What a reader of the tables has to know."""
+    found = [
+        f"p is uniform on (0, 1) where the prediction is true. {verification.comparisons} p-values count, and one "
+        f"below {verification.threshold:.1e} rejects: at most {FALSE_ALARM_RATE:.1%} of all verifications are false "
+        f"alarms (Bonferroni). p is for all slots jointly; errors are those of the covariance of the weights "
+        f"(Frobenius norm), beside what a run of this length gives by chance. torch.optim is the real torch.optim.SGD."
+    ]
+    measured = [row for row in verification.rows if row.measurement is not None]
+    checked = [row.theory for row in verification.rows if row.theory is not None]
+    if checked:
+        closest = max(max(t.array_error, t.doubling_error) / t.array_tolerance for t in checked)
+        found.append(
+            f"theory vs numerics: the largest error of any entry in any slot, relative to the standard deviations it "
+            f"belongs to; at most {closest:.0%} of what rounding explains. For pairs of eigenvalues, numerics' entries "
+            f"are off by at most {max(t.pair_error for t in checked):.1e} of themselves."
+        )
+    flat = [row for row in measured if row.measurement and row.measurement.flat]
+    if flat:
+        moved = max(row.measurement.moved for row in flat if row.measurement)
+        where = ", ".join(sorted({f"{row.case.problem.name} has {len(row.case.problem.flat)}" for row in flat}))
+        still = "no replica moved along them, exactly" if moved == 0.0 else f"replicas moved along them by {moved:.1e}"
+        found.append(f"Flat directions that no noise reaches: {where}; {still}.")
+    if any(not row.counts for row in measured):
+        found.append(f"Minibatches of real examples: {APPROXIMATE}; those rows are shown and do not count.")
+    return found
+
+
+def print_verification(verification: Verification, console: Console) -> None:
+    """Print the tables, the notes, what disagrees, and last the verdict."""
+    threshold = verification.threshold
+    if verification.rows:
+        console.print(row_grid(verification.rows, threshold).rich())
+    if verification.controls:
+        console.print(control_grid(verification.controls, threshold).rich())
+    for note in notes(verification):
+        console.print(note, style="dim", highlight=False)
+    for text in verification.disagreements:
+        console.print(text, style="bold red", highlight=False, markup=False)
+    style = {"agree": "bold green", "disagree": "bold red", "interrupted": "bold yellow"}[verification.status]
+    console.print()
+    console.print(verification.verdict, style=style, highlight=False)
+
+
+def _least(header: str) -> int | None:
+    """Names stay in one piece where there is room at all."""
+    return {"rule": 20, "problem": 12, "run by": 11, "proof": 16}.get(header)
+
+
+def p_text(p_value: float) -> str:
+    """A p-value in few digits.
+
+    Examples
+    --------
+    >>> p_text(0.0421), p_text(3.2e-7), p_text(1e-40)
+    ('0.042', '3.2e-07', '< 1e-12')
+    """
+    return f"{p_value:.3f}" if p_value >= 0.001 else "< 1e-12" if p_value < 1e-12 else f"{p_value:.1e}"
