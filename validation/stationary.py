@@ -14,22 +14,19 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
 from .. import numerics
-from ..errors import HyperparameterError, InvalidProblemError, InvalidRuleError, NonStationaryError
+from ..errors import InvalidProblemError
 from ..numerics import LeastSquares, Quadratic
 from ..theory import Optimizer
 from ._forgetting import Forgetting
-from ._gradients import Gradient, gradient_source
-from ._progress import progress_bar
-from .torch_optimizers import torch_optimizer
+from ._runs import advance, check_count, read_slots, set_up
 
 __all__ = ["Estimate", "stationary_covariance"]
 
@@ -43,11 +40,6 @@ SNAPSHOT_SHARE = float(np.exp(-2.0))
 SNAPSHOTS = 8
 #: The longest burn-in that is chosen without being asked for.
 LARGEST_AUTOMATIC_BURN_IN = 1_000_000
-#: Numbers below which PyTorch shares no elementwise operation between threads. Matrix products it does share, and then
-#: the threads cost more than they do: twice the time of a step, and tens of times on a busy machine.
-TOO_SMALL_TO_SHARE = 32_768
-#: How often a run looks for iterates that left the finite numbers.
-STEPS_PER_CHECK = 256
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -205,46 +197,31 @@ def stationary_covariance(
     >>> bool(abs(estimate.value[0, 0] - exact) < 4 * estimate.standard_error[0, 0])
     True
     """
-    seed = _seed(rng)
-    if not isinstance(optimizer, Optimizer):
-        raise InvalidRuleError(f"expected an optimizer such as sgd(lr=0.1), got {optimizer!r}.")
-    optimizer.require_bound()
-    _check_count("replicas", replicas, 2)
-    if engine not in _ENGINES:
-        raise InvalidProblemError(f"engine must be one of {tuple(_ENGINES)}, got {engine!r}.")
-    slots = _check_slots(optimizer, slots)
-    generator = torch.Generator(device=device).manual_seed(seed)
-    source = gradient_source(problem, replicas, generator, batch_size=batch_size, replacement=replacement)
-    quadratic = source.additive
+    setup = set_up(
+        optimizer, problem, replicas=replicas, slots=slots, batch_size=batch_size, replacement=replacement,
+        engine=engine, rng=rng, device=device,
+    )  # fmt: skip
+    slots, quadratic = setup.slots, setup.quadratic
 
     predicted = numerics.stationary_covariance(optimizer, quadratic.hessian, quadratic.noise)
     moving = np.delete(np.asarray(predicted.eigenvalues), np.asarray(predicted.flat, dtype=int))
     forgetting = Forgetting.of(optimizer, moving, slots)
-    burn_in, spacing, count = _schedule(forgetting, replicas, steps, snapshots, margin=1 if source.exact else 2)
+    burn_in, spacing, count = _schedule(forgetting, replicas, steps, snapshots, margin=1 if setup.source.exact else 2)
 
     known = optimizer.rule.slots
     fixed = numerics.stationary_mean(optimizer, quadratic.hessian, quadratic.optimum, slots=known)
     rows = [torch.tensor(row, device=device).unsqueeze(1) for row in np.split(fixed, len(known))]
     # Transposes of (d, replicas) tensors: elementwise steps keep the layout, and products are fastest in it.
     state = [row.repeat(1, replicas).T for row in rows]
-    run = _ENGINES[engine](optimizer, state)
+    run = setup.new_run(optimizer, state)
     total = burn_in + (count - 1) * spacing
     samples = np.empty((count, replicas, len(slots) * len(quadratic.hessian)))
-    taken = 0
-    small = samples[0].size <= TOO_SMALL_TO_SHARE
-    with torch.no_grad(), _one_thread(small), progress_bar(total, repr(optimizer), progress) as advance:
-        for step in range(1, total + 1):
-            run.step(next(source.gradients))
-            advance(step)
-            if step >= burn_in and (step - burn_in) % spacing == 0:
-                samples[taken] = torch.cat([run.read(slot) for slot in slots], dim=1).cpu().numpy()
-                taken += 1
-            if (step % STEPS_PER_CHECK == 0 or step == total) and not bool(torch.isfinite(run.read("w")).all()):
-                raise NonStationaryError(
-                    f"{optimizer!r} with {source.kind} diverged: iterates are no longer finite after {step} of {total} "
-                    f"steps, although the law with additive noise is stationary. Noise that grows with the distance "
-                    f"from the optimum needs a smaller learning rate or a larger batch."
-                )
+
+    def take(step: int) -> None:
+        if step >= burn_in and (step - burn_in) % spacing == 0:
+            samples[(step - burn_in) // spacing] = read_slots(run, slots)
+
+    advance(run, setup, total, take, progress=progress)
     value, standard_error, mean, mean_standard_error = _moments(samples)
     gaussian_error = np.sqrt(2.0 / (replicas * count))
     return Estimate(
@@ -261,65 +238,9 @@ def stationary_covariance(
         slots=slots,
         optimizer=optimizer,
         engine=engine,
-        gradients=source.kind,
-        seed=seed,
+        gradients=setup.source.kind,
+        seed=setup.seed,
     )
-
-
-class _RuleRun:
-    """The rule's own function on tensors."""
-
-    def __init__(self, optimizer: Optimizer, state: list[torch.Tensor]) -> None:
-        # A Fraction or a SymPy number does not multiply a tensor; its float does.
-        self.optimizer = optimizer.replace(**{name: float(value) for name, value in optimizer.values.items()})
-        self.state: tuple[Any, ...] = tuple(state)
-
-    def step(self, grad: Gradient) -> None:
-        self.state = self.optimizer.step(self.state, grad)
-
-    def read(self, slot: str) -> torch.Tensor:
-        return self.state[self.optimizer.rule.slots.index(slot)]  # type: ignore[no-any-return]
-
-
-class _TorchRun:
-    """The real ``torch.optim`` object on one (replicas, d) parameter whose gradient is set here."""
-
-    def __init__(self, optimizer: Optimizer, state: list[torch.Tensor]) -> None:
-        self.parameter, *buffers = state
-        self.optim = torch_optimizer(optimizer, [self.parameter])
-        for buffer in buffers:  # the one further slot of PyTorch's rules, where momentum is not 0
-            if "momentum_buffer" in self.optim.state[self.parameter]:
-                self.optim.state[self.parameter]["momentum_buffer"].copy_(buffer)
-
-    def step(self, grad: Gradient) -> None:
-        self.parameter.grad = grad(self.parameter)
-        self.optim.step()
-
-    def read(self, slot: str) -> torch.Tensor:
-        if slot == "w":
-            return self.parameter
-        buffer = self.optim.state[self.parameter].get("momentum_buffer")
-        if buffer is None:
-            raise HyperparameterError(
-                f"torch.optim.SGD keeps no momentum buffer (slot {slot!r}) when momentum is 0.", name="momentum"
-            )
-        return buffer  # type: ignore[no-any-return]
-
-
-_ENGINES: dict[str, type[_RuleRun] | type[_TorchRun]] = {"rule": _RuleRun, "torch.optim": _TorchRun}
-
-
-@contextmanager
-def _one_thread(wanted: bool) -> Iterator[None]:
-    """One thread for the calling thread's operations, put back on leaving."""
-    before = torch.get_num_threads()
-    if wanted and before > 1:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        if torch.get_num_threads() != before:
-            torch.set_num_threads(before)
 
 
 def _schedule(
@@ -327,7 +248,7 @@ def _schedule(
 ) -> tuple[int, int, int]:
     """Burn-in, spacing and number of snapshots."""
     if snapshots != "auto":
-        _check_count("snapshots", snapshots, 1)
+        check_count("snapshots", snapshots, 1)
     spacing = forgetting.steps(SNAPSHOT_SHARE, LARGEST_AUTOMATIC_BURN_IN)
     if steps == "auto":
         count = SNAPSHOTS if snapshots == "auto" else int(snapshots)
@@ -341,7 +262,7 @@ def _schedule(
                 f"anyway, or take a larger learning rate or a better conditioned problem."
             )
         return margin * burn_in, spacing, count
-    _check_count("steps", steps, 1)
+    check_count("steps", steps, 1)
     total = int(steps)
     spacing = total if spacing is None else spacing
     fitting = 1 + (total // 2) // spacing
@@ -380,27 +301,3 @@ def _parts(replicas: int, size: int) -> Iterator[slice]:
     """Slices of the replicas whose (size, size) products fit into a few tens of megabytes."""
     length = max(1, (1 << 22) // (size * size))
     return (slice(first, first + length) for first in range(0, replicas, length))
-
-
-def _seed(rng: np.random.Generator | int | None) -> int:
-    if isinstance(rng, int | np.integer):
-        if not 0 <= rng < 2**63:
-            raise InvalidProblemError(f"rng={rng} is no seed; an integer from 0 to 2**63 - 1 is.")
-        return int(rng)
-    if rng is not None and not isinstance(rng, np.random.Generator):
-        raise InvalidProblemError(f"rng must be a numpy.random.Generator, an int or None, got {type(rng).__name__}.")
-    # torch's generator on the CPU reads 32 bits of its seed.
-    return int(np.random.default_rng(rng).integers(2**32))
-
-
-def _check_count(name: str, count: object, least: int) -> None:
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < least:
-        raise InvalidProblemError(f"{name} must be an integer of at least {least}, got {count!r}.")
-
-
-def _check_slots(optimizer: Optimizer, slots: tuple[str, ...]) -> tuple[str, ...]:
-    known = optimizer.rule.slots
-    asked = (slots,) if isinstance(slots, str) else tuple(slots)
-    if not asked or len(set(asked)) != len(asked) or not set(asked) <= set(known):
-        raise InvalidProblemError(f"slots must be distinct names among {known}, got {asked}.")
-    return asked

@@ -1,0 +1,227 @@
+"""What every measurement needs: checked arguments, a run that steps all replicas at once, and the loop around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ..errors import HyperparameterError, InvalidProblemError, InvalidRuleError, NonStationaryError
+from ..numerics import LeastSquares, Quadratic
+from ..theory import Optimizer
+from ._gradients import Gradient, GradientSource, gradient_source
+from ._progress import progress_bar
+from .torch_optimizers import torch_optimizer
+
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "Run",
+    "Setup",
+    "advance",
+    "check_count",
+    "check_slots",
+    "read_slots",
+    "seed_of",
+    "set_up",
+]
+
+Engine = Literal["rule", "torch.optim"]
+
+#: Numbers below which PyTorch shares no elementwise operation between threads. Matrix products it does share, and then
+#: the threads cost more than they do: twice the time of a step, and tens of times on a busy machine.
+TOO_SMALL_TO_SHARE = 32_768
+#: How often a run looks for iterates that left the finite numbers.
+STEPS_PER_CHECK = 256
+
+
+class RuleRun:
+    """The rule's own function on tensors."""
+
+    def __init__(self, optimizer: Optimizer, state: list[torch.Tensor]) -> None:
+        self.state: tuple[Any, ...] = tuple(state)
+        self.change(optimizer)
+
+    def change(self, optimizer: Optimizer) -> None:
+        """Go on with other hyper-parameters."""
+        # A Fraction or a SymPy number does not multiply a tensor; its float does.
+        self.optimizer = optimizer.replace(**{name: float(value) for name, value in optimizer.values.items()})
+
+    def step(self, grad: Gradient) -> None:
+        self.state = self.optimizer.step(self.state, grad)
+
+    def read(self, slot: str) -> torch.Tensor:
+        return self.state[self.optimizer.rule.slots.index(slot)]  # type: ignore[no-any-return]
+
+
+class TorchRun:
+    """The real ``torch.optim`` object on one (replicas, d) parameter whose gradient is set here."""
+
+    def __init__(self, optimizer: Optimizer, state: list[torch.Tensor]) -> None:
+        self.parameter, *buffers = state
+        self.optim = torch_optimizer(optimizer, [self.parameter])
+        for buffer in buffers:  # the one further slot of PyTorch's rules, where momentum is not 0
+            if "momentum_buffer" in self.optim.state[self.parameter]:
+                self.optim.state[self.parameter]["momentum_buffer"].copy_(buffer)
+
+    def change(self, optimizer: Optimizer) -> None:
+        """Go on with other hyper-parameters."""
+        (group,) = self.optim.param_groups
+        values: Mapping[str, float] = {name: float(value) for name, value in optimizer.values.items()}
+        momentum = values.get("momentum", 0.0)
+        if (momentum == 0.0) != (group["momentum"] == 0.0):
+            raise HyperparameterError(
+                f"momentum goes from {group['momentum']:.6g} to {momentum:.6g}: torch.optim.SGD leaves its buffer "
+                f"alone while momentum is 0, the rule does not. Take engine='rule', or a momentum that is never 0.",
+                name="momentum",
+            )
+        group.update(values)
+
+    def step(self, grad: Gradient) -> None:
+        self.parameter.grad = grad(self.parameter)
+        self.optim.step()
+
+    def read(self, slot: str) -> torch.Tensor:
+        if slot == "w":
+            return self.parameter
+        buffer = self.optim.state[self.parameter].get("momentum_buffer")
+        if buffer is None:
+            raise HyperparameterError(
+                f"torch.optim.SGD keeps no momentum buffer (slot {slot!r}) when momentum is 0.", name="momentum"
+            )
+        return buffer  # type: ignore[no-any-return]
+
+
+Run = RuleRun | TorchRun
+ENGINES: dict[str, type[RuleRun] | type[TorchRun]] = {"rule": RuleRun, "torch.optim": TorchRun}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The arguments that all measurements share, checked."""
+
+    optimizer: Optimizer
+    source: GradientSource
+    replicas: int
+    slots: tuple[str, ...]
+    engine: Engine
+    generator: torch.Generator
+    seed: int
+
+    @property
+    def quadratic(self) -> Quadratic:
+        """The problem with additive noise."""
+        return self.source.additive
+
+    def new_run(self, optimizer: Optimizer, state: list[torch.Tensor]) -> Run:
+        """A run from a state; it owns the state."""
+        return ENGINES[self.engine](optimizer, state)
+
+
+def set_up(
+    optimizer: Optimizer,
+    problem: Quadratic | LeastSquares,
+    *,
+    replicas: int,
+    slots: tuple[str, ...],
+    batch_size: int | None,
+    replacement: bool,
+    engine: Engine,
+    rng: np.random.Generator | int | None,
+    device: str | torch.device,
+) -> Setup:
+    """Check the arguments that all measurements share."""
+    seed = seed_of(rng)
+    if not isinstance(optimizer, Optimizer):
+        raise InvalidRuleError(f"expected an optimizer such as sgd(lr=0.1), got {optimizer!r}.")
+    optimizer.require_bound()
+    check_count("replicas", replicas, 2)
+    if engine not in ENGINES:
+        raise InvalidProblemError(f"engine must be one of {tuple(ENGINES)}, got {engine!r}.")
+    slots = check_slots(optimizer, slots)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    source = gradient_source(problem, replicas, generator, batch_size=batch_size, replacement=replacement)
+    return Setup(optimizer, source, replicas, slots, engine, generator, seed)
+
+
+def advance(
+    run: Run,
+    setup: Setup,
+    steps: int,
+    after: Callable[[int], None],
+    *,
+    progress: bool,
+    before: Callable[[int], None] | None = None,
+) -> None:
+    """Take steps; ``before`` is called with the number of steps done before each, ``after`` after each.
+
+    Raises
+    ------
+    NonStationaryError
+        If iterates are no longer finite.
+    """
+    gradients, optimizer = setup.source.gradients, setup.optimizer
+    small = run.read("w").numel() <= TOO_SMALL_TO_SHARE
+    with torch.no_grad(), _one_thread(small), progress_bar(steps, repr(optimizer), progress) as show:
+        for step in range(1, steps + 1):
+            if before is not None:
+                before(step - 1)
+            run.step(next(gradients))
+            show(step)
+            after(step)
+            if (step % STEPS_PER_CHECK == 0 or step == steps) and not bool(torch.isfinite(run.read("w")).all()):
+                raise NonStationaryError(
+                    f"{optimizer!r} with {setup.source.kind} diverged: iterates are no longer finite after {step} of "
+                    f"{steps} steps. An unstable learning rate grows beyond all numbers if it lasts; and noise that "
+                    f"grows with the distance from the optimum needs a smaller learning rate, or a larger batch, than "
+                    f"the law with additive noise does."
+                )
+
+
+def read_slots(run: Run, slots: tuple[str, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """A copy of the slots of every replica, side by side: shape (replicas, k*d)."""
+    return torch.cat([run.read(slot) for slot in slots], dim=1).cpu().numpy()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _one_thread(wanted: bool) -> Iterator[None]:
+    """One thread for the calling thread's operations, put back on leaving."""
+    before = torch.get_num_threads()
+    if wanted and before > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
+
+
+def seed_of(rng: np.random.Generator | int | None) -> int:
+    """The integer that seeds torch's generator."""
+    if isinstance(rng, int | np.integer):
+        if not 0 <= rng < 2**63:
+            raise InvalidProblemError(f"rng={rng} is no seed; an integer from 0 to 2**63 - 1 is.")
+        return int(rng)
+    if rng is not None and not isinstance(rng, np.random.Generator):
+        raise InvalidProblemError(f"rng must be a numpy.random.Generator, an int or None, got {type(rng).__name__}.")
+    # torch's generator on the CPU reads 32 bits of its seed.
+    return int(np.random.default_rng(rng).integers(2**32))
+
+
+def check_count(name: str, count: object, least: int) -> None:
+    """Refuse what is not an integer of at least ``least``."""
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < least:
+        raise InvalidProblemError(f"{name} must be an integer of at least {least}, got {count!r}.")
+
+
+def check_slots(optimizer: Optimizer, slots: tuple[str, ...]) -> tuple[str, ...]:
+    """The slots asked for, as a tuple of distinct names that the rule has."""
+    known = optimizer.rule.slots
+    asked = (slots,) if isinstance(slots, str) else tuple(slots)
+    if not asked or len(set(asked)) != len(asked) or not set(asked) <= set(known):
+        raise InvalidProblemError(f"slots must be distinct names among {known}, got {asked}.")
+    return asked
