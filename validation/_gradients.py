@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import InvalidProblemError
 from ..numerics import LeastSquares, Quadratic
 
-__all__ = ["Gradient", "GradientSource", "gradient_source"]
+__all__ = ["Gradient", "GradientSource", "gradient_source", "range_factor"]
 
 Gradient = Callable[[torch.Tensor], torch.Tensor]
 Array = NDArray[np.float64]
@@ -75,7 +75,7 @@ def _gaussian(problem: Quadratic, replicas: int, generator: torch.Generator) -> 
     device = generator.device
     hessian = torch.tensor(problem.hessian, device=device)
     optimum = torch.tensor(problem.optimum, device=device).unsqueeze(1)
-    factor = torch.tensor(_range_factor(problem.noise), device=device)
+    factor = torch.tensor(range_factor(problem.noise), device=device)
     rank = factor.shape[1]
     steps = max(1, DRAWS_AT_ONCE // (replicas * max(1, rank)))
     normals = torch.empty((steps, rank, replicas), dtype=torch.float32, device=device)
@@ -114,7 +114,7 @@ def _minibatches(
         yield grad
 
 
-def _range_factor(noise: Array) -> Array:
+def range_factor(noise: Array) -> Array:
     """L of shape (d, rank) with L L^T = noise; eigenvalues that are rounding of the largest are left out."""
     values, vectors = np.linalg.eigh(noise)
     kept = values > len(values) * np.finfo(np.float64).eps * values[-1]

@@ -184,7 +184,7 @@ def advance(
 
 def read_slots(run: Run, slots: tuple[str, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """A copy of the slots of every replica, side by side: shape (replicas, k*d)."""
-    return torch.cat([run.read(slot) for slot in slots], dim=1).cpu().numpy()  # type: ignore[no-any-return]
+    return torch.cat([run.read(slot) for slot in slots], dim=1).cpu().numpy()
 
 
 @contextmanager

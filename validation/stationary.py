@@ -13,7 +13,6 @@ autocorrelation time.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,6 +25,7 @@ from ..errors import InvalidProblemError
 from ..numerics import LeastSquares, Quadratic
 from ..theory import Optimizer
 from ._forgetting import Forgetting
+from ._moments import moments
 from ._runs import advance, check_count, read_slots, set_up
 
 __all__ = ["Estimate", "stationary_covariance"]
@@ -222,7 +222,7 @@ def stationary_covariance(
             samples[(step - burn_in) // spacing] = read_slots(run, slots)
 
     advance(run, setup, total, take, progress=progress)
-    value, standard_error, mean, mean_standard_error = _moments(samples)
+    value, standard_error, mean, mean_standard_error = moments(samples)
     gaussian_error = np.sqrt(2.0 / (replicas * count))
     return Estimate(
         value=value,
@@ -274,30 +274,3 @@ def _schedule(
             f"take at least {(count - 1) * spacing + 1} steps or at most {1 + (total - 1) // spacing} snapshots."
         )
     return burn_in, spacing, count
-
-
-def _moments(samples: Array) -> tuple[Array, Array, Array, Array]:
-    """Covariance, its standard error, mean, its standard error; replicas are the independent unit."""
-    replicas = samples.shape[1]
-    own_mean = samples.mean(axis=0)
-    mean = own_mean.mean(axis=0)
-    spread = own_mean - mean
-    mean_covariance = spread.T @ spread / (replicas * (replicas - 1))
-    centred = samples - mean
-    # E[P_r] = Sigma - Cov(mean): centring at the sample mean takes away exactly what is added back here.
-    product = sum((snapshot.T @ snapshot for snapshot in centred), np.zeros_like(mean_covariance)) / (
-        len(samples) * replicas
-    )
-    squares = np.zeros_like(product)
-    for part in _parts(replicas, samples.shape[2]):
-        rows = centred[:, part].transpose(1, 2, 0)  # (part of the replicas, k*d, snapshots)
-        own = rows @ rows.transpose(0, 2, 1) / len(samples)
-        squares += np.square(own - product).sum(axis=0)
-    standard_error = np.sqrt(squares / (replicas * (replicas - 1)))
-    return product + mean_covariance, standard_error, mean, np.sqrt(np.diag(mean_covariance))
-
-
-def _parts(replicas: int, size: int) -> Iterator[slice]:
-    """Slices of the replicas whose (size, size) products fit into a few tens of megabytes."""
-    length = max(1, (1 << 22) // (size * size))
-    return (slice(first, first + length) for first in range(0, replicas, length))

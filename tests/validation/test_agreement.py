@@ -8,12 +8,12 @@ from sgdcov import numerics
 from sgdcov.errors import InvalidProblemError
 from sgdcov.theory import heavy_ball, sgd
 from sgdcov.validation import Estimate, compare
-from sgdcov.validation.stationary import _moments
+from sgdcov.validation._moments import moments
 
 
 def estimate(samples, slots=("w",), steps=100):
     """An estimate from (snapshots, replicas, k*d) samples of whatever law."""
-    value, standard_error, mean, mean_standard_error = _moments(samples)
+    value, standard_error, mean, mean_standard_error = moments(samples)
     return Estimate(
         value=value,
         standard_error=standard_error,

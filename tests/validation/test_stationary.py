@@ -19,7 +19,8 @@ from sgdcov.numerics import LeastSquares, Quadratic
 from sgdcov.theory import heavy_ball, nesterov, polyak, qhm, sam, sgd, sgdw, update_rule, with_ema
 from sgdcov.validation import compare, stationary_covariance
 from sgdcov.validation._gradients import _distinct_rows, gradient_source
-from sgdcov.validation.stationary import SNAPSHOT_SHARE, TRANSIENT_FRACTION, _moments
+from sgdcov.validation._moments import moments
+from sgdcov.validation.stationary import SNAPSHOT_SHARE, TRANSIENT_FRACTION
 
 EPS = np.finfo(np.float64).eps
 
@@ -215,7 +216,7 @@ def test_the_estimate_is_unbiased_and_its_standard_error_true_for_skewed_and_dep
         own = rng.standard_exponential((3, 12, 2)) - 1.0
         x = np.sqrt(0.5) * shared + np.sqrt(0.5) * own  # three snapshots of 12 replicas, correlation 1/2
         x[..., 1] += 0.5 * x[..., 0]
-        value, error, mean, mean_error = _moments(x)
+        value, error, mean, mean_error = moments(x)
         values.append(value), errors.append(error), means.append(mean), mean_errors.append(mean_error)
     spread = np.std(values, axis=0)
     assert (np.abs(np.mean(values, axis=0) - true) < 4 * spread / np.sqrt(4000)).all()
