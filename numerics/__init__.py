@@ -1,8 +1,10 @@
-"""The stationary law of linear optimisers for given arrays, by solving Lyapunov and Stein equations.
+"""The law of linear optimisers for given arrays, stationary and over time, by solving Lyapunov and Stein equations.
 
 ===================================  =====================================================================
 `stationary_covariance`              covariance of the weights and of every other slot, for H and C given
 `stationary_mean`                    where the iterates sit on average (weight decay moves it)
+`transient_covariance`               the same any number of steps after a start, and what is left of the start
+`transient_mean`                     the mean any number of steps after a start
 `pair_covariance`                    the covariance kernel of pairs of Hessian eigenvalues
 `max_learning_rate`                  the least upper bound of the stable learning rates
 `spectral_radius`                    how much of the start is left after a step
@@ -19,12 +21,14 @@ from .problems import LeastSquares, Quadratic
 from .stability import max_learning_rate, spectral_radius
 from .stationary import StationaryCovariance, pair_covariance, stationary_covariance
 from .stein import SteinSolution, solve_stein
+from .transient import TransientCovariance, transient_covariance, transient_mean
 
 __all__ = [
     "LeastSquares",
     "Quadratic",
     "StationaryCovariance",
     "SteinSolution",
+    "TransientCovariance",
     "adam",
     "damped_newton",
     "max_learning_rate",
@@ -35,4 +39,6 @@ __all__ = [
     "spectral_radius",
     "stationary_covariance",
     "stationary_mean",
+    "transient_covariance",
+    "transient_mean",
 ]

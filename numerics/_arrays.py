@@ -14,6 +14,7 @@ the place.  Eigenvalues are never clipped.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ __all__ = [
     "square",
     "symmetric",
     "vector",
+    "whole_number",
 ]
 
 Array = NDArray[np.float64]
@@ -136,6 +138,23 @@ def nonnegative(name: str, value: float) -> float:
     if number.ndim != 0 or number.dtype.kind not in "fiu" or not np.isfinite(number) or number < 0:
         raise InvalidProblemError(f"{name} must be a finite number, at least 0, got {value!r}")
     return float(number)
+
+
+def whole_number(name: str, value: object, *, least: int = 0) -> int:
+    """An integer that is at least ``least``; neither a float nor a bool is one.
+
+    Examples
+    --------
+    >>> whole_number("steps", 10)
+    10
+    """
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool | np.bool_) or number < least:
+        raise InvalidProblemError(f"{name} must be a whole number, at least {least}, got {value!r}")
+    return number
 
 
 def _square(name: str, a: ArrayLike, dim: int | None) -> tuple[Array, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 __all__ = [
+    "DivergenceError",
     "HyperparameterError",
     "InvalidProblemError",
     "InvalidRuleError",
@@ -87,6 +88,27 @@ class NonStationaryError(SgdcovError, ValueError):
     def __init__(self, message: str, *, rho: float | None = None, modes: Sequence[object] = ()) -> None:
         self.rho, self.modes = rho, tuple(modes)
         super().__init__(message)
+
+
+class DivergenceError(SgdcovError, OverflowError):
+    """An unstable recursion has run until its numbers overflow double precision.
+
+    Attributes
+    ----------
+    eigenvalue : float
+        The Hessian eigenvalue of the direction that grows fastest.
+    growth : float
+        Factor by which it grows in a step.
+    where : str
+        The steps in which it happened.
+    """
+
+    def __init__(self, where: str, eigenvalue: float, growth: float) -> None:
+        self.where, self.eigenvalue, self.growth = where, eigenvalue, growth
+        super().__init__(
+            f"{where}: the numbers overflow; along the direction with Hessian eigenvalue {eigenvalue:.6g} the state "
+            f"grows by the factor {growth:.6g} in every step. Take fewer steps or a smaller learning rate."
+        )
 
 
 class ProofError(SgdcovError, ArithmeticError):
