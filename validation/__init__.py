@@ -2,6 +2,7 @@
 
 =========================  ===========================================================================
 `stationary_covariance`    thousands of replicas of a run, stepped at once -> `Estimate`
+`transient_covariance`     the same a number of steps after a start -> `TransientEstimate`
 `compare`                  an estimate against a predicted covariance -> `Agreement`
 `torch_optimizer`          the real ``torch.optim`` object behind a rule; `from_torch` the reverse
 =========================  ===========================================================================
@@ -11,5 +12,15 @@ from .. import __version__ as __version__
 from .agreement import Agreement, compare
 from .stationary import Estimate, stationary_covariance
 from .torch_optimizers import from_torch, torch_optimizer
+from .transient import TransientEstimate, transient_covariance
 
-__all__ = ["Agreement", "Estimate", "compare", "from_torch", "stationary_covariance", "torch_optimizer"]
+__all__ = [
+    "Agreement",
+    "Estimate",
+    "TransientEstimate",
+    "compare",
+    "from_torch",
+    "stationary_covariance",
+    "torch_optimizer",
+    "transient_covariance",
+]

@@ -21,18 +21,20 @@ from __future__ import annotations
 import html
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidProblemError
-from ..numerics import StationaryCovariance
+from ..numerics import StationaryCovariance, TransientCovariance
 from .stationary import Estimate
 
 __all__ = ["Agreement", "compare"]
 
 Array = NDArray[np.float64]
+Prediction: TypeAlias = ArrayLike | StationaryCovariance | TransientCovariance
 
 #: With fewer replicas a block is too small for its Student statistic to be calibrated, and `compare` refuses.
 FEWEST_REPLICAS = 100
@@ -113,7 +115,7 @@ class Agreement:
 
 def compare(
     estimate: Estimate,
-    prediction: ArrayLike | StationaryCovariance,
+    prediction: Prediction,
     *,
     mean: ArrayLike | None = None,
 ) -> Agreement:
@@ -123,7 +125,7 @@ def compare(
     ----------
     estimate : Estimate
         With at least 100 replicas.
-    prediction : array_like, shape (k*d, k*d), or StationaryCovariance
+    prediction : array_like, shape (k*d, k*d), or StationaryCovariance or TransientCovariance
         Predicted covariance of the estimate's slots, stacked in the estimate's order; of numerics' result the joint
         block of these slots is taken.
     mean : array_like, shape (k*d,), optional
@@ -239,9 +241,9 @@ class _Frame:
         return largest / self.tolerance if largest else 0.0
 
 
-def _checked_prediction(estimate: Estimate, prediction: ArrayLike | StationaryCovariance) -> Array:
+def _checked_prediction(estimate: Estimate, prediction: Prediction) -> Array:
     size = len(estimate.value)
-    if isinstance(prediction, StationaryCovariance):
+    if isinstance(prediction, StationaryCovariance | TransientCovariance):
         prediction = prediction.joint(estimate.slots)
     predicted = np.asarray(prediction, dtype=np.float64)
     if predicted.shape != (size, size):
