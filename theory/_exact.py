@@ -64,7 +64,7 @@ def _lcm(polynomials: Iterable[Any], ring: Any) -> Any:
 
 def solve_pair_stein(
     left: sp.Matrix, right: sp.Matrix, drive: sp.Matrix
-) -> tuple[dict[tuple[int, int], sp.Expr], list[str]]:
+) -> tuple[dict[tuple[int, int], sp.Expr], list[tuple[tuple[int, int], ...]]]:
     r"""Solve :math:`S = A S B^\top + Q` exactly, block by block where A and B are block triangular.
 
     Parameters
@@ -76,8 +76,8 @@ def solve_pair_stein(
     -------
     entries : dict
         ``entries[a, b]`` is the entry of S, in lowest terms.
-    steps : list of str
-        What was solved, in order.
+    steps : list of tuple
+        The entries that were solved for together, in order.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def solve_pair_stein(
             except sp.polys.matrices.exceptions.DMNonInvertibleMatrixError as error:
                 raise ZeroDivisionError(f"the system for the entries {unknowns} is singular identically.") from error
             entries.update(zip(unknowns, solution.to_list_flat(), strict=True))
-            steps.append(f"{len(unknowns)} linear equations for the entries {unknowns}")
+            steps.append(tuple(unknowns))
     return {key: field.to_sympy(value) for key, value in entries.items()}, steps
 
 

@@ -72,6 +72,14 @@ class Formula:
     kind : {"exact", "approximation"}
     exact : Formula or None
         For an approximation, the exact law it approximates.
+    where : mapping of sympy.Expr to sympy.Expr
+        What the auxiliary quantities on the right-hand side stand for, in the order of their use.
+    parts : mapping of str to sympy.Expr
+        The right-hand side taken apart, where its parts have names of their own.
+    identities : tuple of (str, sympy.Expr)
+        Further claims, each with a rational expression that must vanish identically.
+    lemmas : tuple of Formula
+        Formulas that this one rests on; `prove` proves them as well.
     """
 
     id: str
@@ -84,6 +92,10 @@ class Formula:
     derivation: tuple[Step, ...] = ()
     kind: Literal["exact", "approximation"] = "exact"
     exact: Formula | None = None
+    where: Mapping[sp.Expr, sp.Expr] = field(default_factory=dict)
+    parts: Mapping[str, sp.Expr] = field(default_factory=dict)
+    identities: tuple[tuple[str, sp.Expr], ...] = ()
+    lemmas: tuple[Formula, ...] = ()
     symbol_latex: Mapping[sp.Symbol, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -96,6 +108,8 @@ class Formula:
         """For an approximation: (approximation - exact)/exact, in closed form; 0 for an exact formula."""
         if self.exact is None:
             return sp.Integer(0)
+        if self.where or self.exact.where:
+            return self.explicit() / self.exact.explicit() - 1
         return present(self.expression / self.exact.expression - 1, self._sorted_by())
 
     def prove(self) -> Proof:
@@ -123,6 +137,10 @@ class Formula:
             self._claim(claims, f"{shown} as written equals the solution", self.expression - self.solution[shown])
         for equation in self.defining:
             self._claim(claims, str(equation), self._residual(equation))
+        for statement, residual in self.identities:
+            self._claim(claims, statement, residual)
+        for lemma in self.lemmas:
+            claims += [f"{lemma.id}: {claim}" for claim in lemma.prove().claims]
         return Proof(self.id, tuple(claims), time.perf_counter() - started)
 
     def _residual(self, equation: sp.Eq) -> sp.Expr:
@@ -151,7 +169,9 @@ class Formula:
             raise KeyError(f"{self.id} has no symbol {unknown[0]!r}; it has {', '.join(self.symbols)}.")
         swap = {self.symbols[role]: self._value(value) for role, value in values.items()}
         note = ", ".join(f"{self.symbols[role]} = {self._value(value)}" for role, value in values.items())
-        expression = present(self.expression.subs(swap, simultaneous=True), self._sorted_by())
+        expression = self.expression.subs(swap, simultaneous=True)
+        if not self.where:
+            expression = present(expression, self._sorted_by())
         return replace(
             self,
             id=f"{self.id}[{note}]",
@@ -166,6 +186,9 @@ class Formula:
                 for e in self.defining
             ),
             solution={k: v.subs(swap, simultaneous=True) for k, v in self.solution.items()},
+            where={k.subs(swap, simultaneous=True): v.subs(swap, simultaneous=True) for k, v in self.where.items()},
+            parts={k: v.subs(swap, simultaneous=True) for k, v in self.parts.items()},
+            identities=tuple((text, e.subs(swap, simultaneous=True)) for text, e in self.identities),
             derivation=(*self.derivation, Step(f"Specialise to {note}.", sp.Eq(self.equation.lhs, expression))),
             exact=self.exact.specialise(**{r: v for r, v in values.items() if r in self.exact.symbols})
             if self.exact
@@ -219,6 +242,13 @@ class Formula:
             quotient.append(present(coefficient, self._sorted_by()) if not is_zero(coefficient) else sp.Integer(0))
         return sp.Add(*(c * x ** (k + lowest_above - lowest_below) for k, c in enumerate(quotient)))
 
+    def explicit(self, expression: sp.Expr | None = None) -> sp.Expr:
+        """Return the right-hand side (or a part of it) with everything in ``where`` written out."""
+        written = self.expression if expression is None else expression
+        for name, meaning in self.where.items():
+            written = written.xreplace({name: meaning})
+        return written
+
     def lambdify(self, modules: str | list[Any] = "numpy") -> Callable[..., Any]:
         """Return the right-hand side as a function of keyword arguments named by role.
 
@@ -229,7 +259,7 @@ class Formula:
         1.0
         """
         roles = tuple(self.symbols)
-        function = sp.lambdify([self.symbols[r] for r in roles], self.expression, modules=modules)
+        function = sp.lambdify([self.symbols[r] for r in roles], self.explicit(), modules=modules)
 
         def evaluate(**values: Any) -> Any:
             if set(values) != set(roles):
@@ -273,7 +303,7 @@ class Formula:
         return f"<Formula {self.id}: {self}>"
 
     def __post_init__(self) -> None:
-        for name in ("symbols", "solution", "symbol_latex"):
+        for name in ("symbols", "solution", "where", "parts", "symbol_latex"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def _value(self, value: Any) -> sp.Expr:

@@ -12,10 +12,18 @@ import sympy as sp
 from ..errors import InvalidRuleError
 from ._exact import is_zero, present
 from .assumptions import COMMUTING, SMALL_LEARNING_RATE
+from .averages import autocorrelation_time, autocovariance, average_covariance, sandwich_limit
 from .formula import Formula, Step
 from .recursion import as_optimizer, recursion
 from .rules import RULES, heavy_ball, sgd
 from .stationary import C_IJ, H_I, H_J, stationary_covariance, stationary_mean
+from .transient import (
+    early_phase_surrogate,
+    learning_rate_change,
+    momentum_convention_gap,
+    transient_covariance,
+    transient_mean,
+)
 from .update_rule import Optimizer, UpdateRule
 
 __all__ = ["catalogue", "commuting_heavy_ball", "momentum_matrix_equation", "sde_limit"]
@@ -203,5 +211,17 @@ def catalogue() -> tuple[Formula, ...]:
     >>> [formula.id for formula in catalogue()][-2:]
     ['sgd.sde_limit', 'heavy_ball.sde_limit']
     """
-    derived = [make(rule) for rule in RULES for make in (stationary_covariance, stationary_mean)]
-    return (*derived, commuting_heavy_ball(), momentum_matrix_equation(), sde_limit(sgd), sde_limit(heavy_ball))
+    makers = (
+        stationary_covariance,
+        stationary_mean,
+        transient_covariance,
+        transient_mean,
+        learning_rate_change,
+        autocovariance,
+        autocorrelation_time,
+        average_covariance,
+        sandwich_limit,
+    )
+    derived = [make(rule) for rule in RULES for make in makers]
+    stated = (commuting_heavy_ball(), momentum_matrix_equation(), momentum_convention_gap(), early_phase_surrogate())
+    return (*derived, *stated, sde_limit(sgd), sde_limit(heavy_ball))

@@ -124,7 +124,7 @@ def _covariance_formula(optimizer: Optimizer, slots: tuple[str, str]) -> Formula
     steps = [
         Step("Trace one step of the rule along a Hessian eigenvector.", _recursion_equation(step)),
         Step("Stationarity of the covariance of a pair of eigenvectors is the Stein equation, entry by entry."),
-        *(Step(f"Solve {text} exactly.") for text in how),
+        *(Step(f"Solve {text}") for text in how),
         Step("Read off the entry asked for.", sp.Eq(unknowns[shown], expression, evaluate=False)),
     ]
     if compact is not None:
@@ -161,11 +161,13 @@ def _solved_block(optimizer: Optimizer) -> tuple[Mapping[tuple[int, int], sp.Exp
             f"{optimizer!r} has no stationary law for any Hessian eigenvalue: {error} A mode of its recursion has "
             f"modulus 1 whatever the curvature."
         ) from error
-    steps = list(how)
+    names = optimizer.rule.slots
+    covariances = [", ".join(f"Cov({names[a]}, {names[b]})" for a, b in entries) for entries in how]
+    steps = [f"{len(entries)} linear equation(s) exactly, for {c}." for entries, c in zip(how, covariances, strict=True)]
     if shift is not None:
         back = {H_I: H_I + shift, H_J: H_J + shift}
         block = {key: value.subs(back, simultaneous=True) for key, value in block.items()}
-        steps.append(f"with {shift} = 0 and put h + {shift} for h, since the recursion depends on h + {shift} only")
+        steps.append(f"them with {shift} = 0 and put h + {shift} for h: the recursion depends on h + {shift} only.")
     return {key: C_IJ * value for key, value in block.items()}, tuple(steps)
 
 

@@ -234,14 +234,14 @@ def test_literature():
 
 def test_catalogue_is_citable():
     formulas = catalogue()
-    assert len({f.id for f in formulas}) == len(formulas) == 2 * len(RULES) + 4
+    assert len({f.id for f in formulas}) == len(formulas) == 9 * len(RULES) + 6
     for formula in formulas:
         assert formula.assumptions
         assert formula.derivation
         assert formula._repr_latex_().startswith("$")
         assert "no entry" not in formula.bibtex()
         assert "@" in formula.bibtex()
-        assert {s.name for s in formula.expression.free_symbols} <= {s.name for s in formula.symbols.values()} | {
+        assert {s.name for s in formula.explicit().free_symbols} <= {s.name for s in formula.symbols.values()} | {
             "C",
             "d",
         }
