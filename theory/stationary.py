@@ -162,12 +162,12 @@ def _solved_block(optimizer: Optimizer) -> tuple[Mapping[tuple[int, int], sp.Exp
             f"modulus 1 whatever the curvature."
         ) from error
     names = optimizer.rule.slots
-    covariances = [", ".join(f"Cov({names[a]}, {names[b]})" for a, b in entries) for entries in how]
-    steps = [f"{len(entries)} linear equation(s) exactly, for {c}." for entries, c in zip(how, covariances, strict=True)]
+    together = [", ".join(f"Cov({names[a]}, {names[b]})" for a, b in entries) for entries in how]
+    steps = [f"the equations for {covariances} together, exactly." for covariances in together]
     if shift is not None:
         back = {H_I: H_I + shift, H_J: H_J + shift}
         block = {key: value.subs(back, simultaneous=True) for key, value in block.items()}
-        steps.append(f"them with {shift} = 0 and put h + {shift} for h: the recursion depends on h + {shift} only.")
+        steps.append(f"all with {shift} = 0, and put h + {shift} for h: the recursion depends on h + {shift} only.")
     return {key: C_IJ * value for key, value in block.items()}, tuple(steps)
 
 
