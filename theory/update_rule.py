@@ -169,7 +169,8 @@ def update_rule(
         BibTeX keys of where the rule comes from.
     domains : mapping of str to sympy.Interval, optional
         Domain of each hyper-parameter. Known without being given: ``lr`` in (0, inf), ``momentum`` and ``dampening`` in
-        [0, 1), ``weight_decay`` in [0, inf); anything else is a real number.
+        [0, 1), ``weight_decay`` in [0, inf); anything else is a real number. A domain also decides which stability
+        conditions are redundant: without one, a condition such as ``1 - beta > 0`` has to be stated.
 
     Returns
     -------

@@ -71,7 +71,7 @@ class UnstableError(SgdcovError, ValueError):
         message = f"{what} has no stationary law on the direction with Hessian eigenvalue {eigenvalue:.6g}"
         if largest_lr is not None:
             message += f"; it needs lr < {largest_lr:.6g}"
-        super().__init__(message + ".")
+        super().__init__(message + ". For a finite number of steps use transient_covariance.")
 
 
 class NonStationaryError(SgdcovError, ValueError):
