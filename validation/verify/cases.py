@@ -27,11 +27,11 @@ DEFAULT_SEED = 2025
 #: Replicas of each run, by problem: (default, quick).
 REPLICAS: Mapping[str, tuple[int, int]] = {
     "noncommuting": (40_000, 4_000),
-    "diabetes": (12_000, 1_200),
-    "digits": (4_000, 600),
+    "diabetes": (12_000, 800),
+    "digits": (4_000, 300),
 }
 #: Runs of true minibatches gather examples instead of drawing normals, so they have fewer replicas.
-MINIBATCH_REPLICAS = (1_000, 400)
+MINIBATCH_REPLICAS = (1_000, 200)
 
 
 @dataclass(frozen=True, eq=False)

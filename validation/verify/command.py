@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,12 +23,9 @@ from .controls import controls
 from .problems import load_problems
 from .report import write_report
 from .result import ControlResult, ProofCheck, Row, Verification
-from .table import print_verification
+from .table import WIDTH, print_verification
 
 __all__ = ["main", "verify"]
-
-#: Columns where nothing says how wide the output is.
-WIDTH = 150
 
 
 def main(argv: Sequence[str]) -> int:
@@ -64,7 +60,9 @@ def main(argv: Sequence[str]) -> int:
         text = f"sgdcov verify: cannot write to {options.report}: {error.strerror}"
         errors.print(text, highlight=False, markup=False)
         return 2
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    console = Console()
+    if console.width < WIDTH:  # a line that the terminal wraps loses nothing; a column that does not fit is lost
+        console = Console(width=WIDTH)
     print_verification(verification, console)
     if options.report is not None:
         try:

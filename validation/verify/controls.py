@@ -23,8 +23,8 @@ Prediction = Callable[[Optimizer, Problem], Array]
 #: Replicas of each run, by problem: (default, quick). Enough to reject every wrong prediction whatever the seed.
 REPLICAS: Mapping[str, tuple[int, int]] = {
     "noncommuting": (40_000, 10_000),
-    "diabetes": (12_000, 6_000),
-    "digits": (4_000, 800),
+    "diabetes": (12_000, 4_000),
+    "digits": (4_000, 400),
 }
 
 

@@ -38,7 +38,13 @@ FIGURES = {
     "law, the continuous-time limit, and measured runs with error bars of two standard errors.",
 }
 THEORY, WRONG, MEASURED, GREY = "#0b5fa5", "#d1495b", "#1b1b1b", "#8a8f98"
-STYLE: dict[Any, Any] = {"font.size": 8, "axes.titlesize": 9, "legend.fontsize": 7, "legend.frameon": False, "lines.markeredgewidth": 0}
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "lines.markeredgewidth": 0,
+}
 #: Shares of the largest stable learning rate that are measured.
 SHARES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.975)
 

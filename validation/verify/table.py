@@ -11,8 +11,10 @@ from rich.table import Table
 
 from .result import FALSE_ALARM_RATE, ControlResult, Row, Verification
 
-__all__ = ["APPROXIMATE", "Grid", "control_grid", "notes", "print_verification", "row_grid"]
+__all__ = ["APPROXIMATE", "WIDTH", "Grid", "control_grid", "notes", "print_verification", "row_grid"]
 
+#: Columns that the tables need.
+WIDTH = 130
 #: The label of rows that do not count.
 APPROXIMATE = "additive model only approximate"
 RUN_BY = {"rule": "its rule", "torch.optim": "torch.optim", "minibatches": "minibatches"}
@@ -31,19 +33,23 @@ class Grid:
     def markdown(self) -> str:
         """The table in Markdown."""
         rule = ["---:" if right else "---" for right in self.right]
-        return "\n".join("| " + " | ".join(cells) + " |" for cells in (self.header, rule, *self.rows))
+        header = tuple(name.replace("\n", " ") for name in self.header)
+        return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *self.rows))
 
     def rich(self) -> Table:
         """The table for a terminal."""
-        table = Table(title=self.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(
+            title=self.title, title_justify="left", title_style="bold",
+            box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
+        )  # fmt: skip
         for name, right in zip(self.header, self.right, strict=True):
-            table.add_column(name, justify="right" if right else "left", overflow="fold", min_width=_least(name))
+            table.add_column(name, justify="right" if right else "left", no_wrap=True)
         previous = ""
         for cells, bad in zip(self.rows, self.bad, strict=True):
             if previous and cells[0] != previous:
                 table.add_section()
             shown = ("", *cells[1:]) if cells[0] == previous else cells
-            style = "bold red" if bad else "dim" if cells[-1] == "approximate" else None
+            style = "bold red" if bad else "dim" if cells[-1] == "approx." else None
             table.add_row(*shown, style=style)
             previous = cells[0]
         return table
@@ -52,10 +58,10 @@ class Grid:
 def row_grid(rows: Sequence[Row], threshold: float) -> Grid:
     """The rows as a table."""
     header = (
-        "rule", "problem", "run by", "lr", "proof", "theory vs numerics",
-        "measured error", "by chance", "p", "p of mean", "time", "",
+        "rule", "problem", "run by", "lr", "claims\nproved", "theory vs\nnumerics",
+        "measured error\n(by chance)", "p", "p of\nmean", "time", "",
     )  # fmt: skip
-    right = (False, False, False, True, True, True, True, True, True, True, True, False)
+    right = (False, False, False, True, True, True, True, True, True, True, False)
     lines, bad = [], []
     for row in rows:
         wrong = bool(row.disagreements(threshold))
@@ -66,14 +72,13 @@ def row_grid(rows: Sequence[Row], threshold: float) -> Grid:
                 row.case.problem.name,
                 RUN_BY[row.case.engine],
                 f"{row.case.optimizer.values['lr']:.2g}",
-                f"{proof.claims} claims, {proof.seconds:.1f} s" if proof else "",
+                f"{proof.claims} in {proof.seconds:.1f} s" if proof else "",
                 f"{t.error:.1e}" if t else "",
-                f"{m.relative_error:.2%}" if m else "",
-                f"{m.expected_relative_error:.2%}" if m else "",
+                f"{m.relative_error:.2%} ({m.expected_relative_error:.2%})" if m else "",
                 p_text(m.p_value) if m else "",
                 p_text(m.mean_p_value) if m and m.mean_p_value is not None else "",
                 f"{(m.seconds if m else 0.0) + (t.seconds if t else 0.0):.1f} s",
-                "DIFFERS" if wrong else "agrees" if row.counts else "approximate",
+                "DIFFERS" if wrong else "agrees" if row.counts else "approx.",
             )
         )
         bad.append(wrong)
@@ -82,7 +87,7 @@ def row_grid(rows: Sequence[Row], threshold: float) -> Grid:
 
 def control_grid(controls: Sequence[ControlResult], threshold: float) -> Grid:
     """The wrong predictions as a table."""
-    header = ("wrong prediction", "it supposes", "rule", "problem", "wrong by", "p", "p of the right one", "time", "")
+    header = ("wrong prediction", "it supposes", "rule", "problem", "wrong by", "p", "p of the\nright one", "time", "")
     right = (False, False, False, False, True, True, True, True, False)
     lines, bad = [], []
     for c in controls:
@@ -146,11 +151,6 @@ def print_verification(verification: Verification, console: Console) -> None:
     style = {"agree": "bold green", "disagree": "bold red", "interrupted": "bold yellow"}[verification.status]
     console.print()
     console.print(verification.verdict, style=style, highlight=False)
-
-
-def _least(header: str) -> int | None:
-    """Names stay in one piece where there is room at all."""
-    return {"rule": 20, "problem": 12, "run by": 11, "proof": 16}.get(header)
 
 
 def p_text(p_value: float) -> str:
