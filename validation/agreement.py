@@ -13,22 +13,24 @@ large values reject. The K - 1 statistics, turned into normal scores, are indepe
 the weights :math:`\sqrt{k-1}`, as well as their direction is known. Each block is centred at its own mean, and
 :math:`y y^\top` corrected for that without bias.
 
-The mean is tested in the same way: the earlier blocks propose the direction :math:`\operatorname{mean}(W(z - m))`.
+The mean is tested in the same way: the earlier blocks propose the direction :math:`\operatorname{mean}(W(z - m))`. So
+is an autocovariance: x the later state and y the earlier one, :math:`x y^\top` takes the place of :math:`y y^\top`, and
+its prediction that of I; the units W are those of the stationary law that numerics solves.
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
-import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidProblemError
 from ..numerics import StationaryCovariance, TransientCovariance
+from ._chained_test import chained_test, covariance_direction, covariance_score, cross_test, mean_direction, mean_score
+from .averages import AutocovarianceEstimate
 from .stationary import Estimate
 
 __all__ = ["Agreement", "compare"]
@@ -38,11 +40,6 @@ Prediction: TypeAlias = ArrayLike | StationaryCovariance | TransientCovariance
 
 #: With fewer replicas a block is too small for its Student statistic to be calibrated, and `compare` refuses.
 FEWEST_REPLICAS = 100
-#: Replicas per block, where there are enough for two such blocks; and blocks, at most.
-REPLICAS_PER_BLOCK = 200
-MOST_BLOCKS = 8
-#: Smaller tails are reported as this: no approximation vouches for them, and normal scores stay finite.
-SMALLEST_TAIL = 1e-300
 #: An asymmetry of this size, relative to the largest entry, is rounding of whoever made the prediction.
 ASYMMETRY = 1e-10
 #: An eigenvalue of the prediction below ``FLAT * size * eps`` times the largest is a direction that does not move.
@@ -114,7 +111,7 @@ class Agreement:
 
 
 def compare(
-    estimate: Estimate,
+    estimate: Estimate | AutocovarianceEstimate,
     prediction: Prediction,
     *,
     mean: ArrayLike | None = None,
@@ -123,13 +120,13 @@ def compare(
 
     Parameters
     ----------
-    estimate : Estimate
+    estimate : Estimate or AutocovarianceEstimate
         With at least 100 replicas.
     prediction : array_like, shape (k*d, k*d), or StationaryCovariance or TransientCovariance
         Predicted covariance of the estimate's slots, stacked in the estimate's order; of numerics' result the joint
         block of these slots is taken.
     mean : array_like, shape (k*d,), optional
-        Predicted mean, tested separately.
+        Predicted mean, tested separately; for an autocovariance there is none to test.
 
     Returns
     -------
@@ -174,12 +171,14 @@ def compare(
         raise InvalidProblemError(
             f"{estimate.replicas} replicas are too few for a calibrated p-value; measure at least {FEWEST_REPLICAS}."
         )
+    if isinstance(estimate, AutocovarianceEstimate):
+        return _compare_autocovariance(estimate, prediction, mean)
     predicted = _checked_prediction(estimate, prediction)
-    frame = _Frame.of(predicted, estimate)
+    frame = _Frame.of(predicted, len(estimate.slots), estimate.steps, estimate.mean)
     flat_variance = np.diag(frame.flat.T @ (frame.scale[:, None] * estimate.value * frame.scale) @ frame.flat)
     flat_excess = frame.flat_excess(np.sqrt(np.maximum(flat_variance, 0.0)))
     whitened = (estimate.samples - estimate.mean) @ frame.whitening
-    p_value = _chained_test(whitened, _covariance_direction, _covariance_score)
+    p_value = chained_test(whitened, covariance_direction, covariance_score)
 
     mean_p_value = mean_z = None
     if mean is not None:
@@ -188,7 +187,7 @@ def compare(
             raise InvalidProblemError(f"mean must hold {len(estimate.mean)} finite numbers, got shape {wanted.shape}.")
         deviation = estimate.mean - wanted
         mean_z = _standardised(deviation, estimate.mean_standard_error, frame.tolerance / frame.scale)
-        mean_p_value = _chained_test((estimate.samples - wanted) @ frame.whitening, _mean_direction, _mean_score)
+        mean_p_value = chained_test((estimate.samples - wanted) @ frame.whitening, mean_direction, mean_score)
         if frame.flat_excess(np.abs(frame.flat.T @ (frame.scale * deviation))) > 1.0:
             mean_p_value = 0.0
 
@@ -219,10 +218,10 @@ class _Frame:
     tolerance: float  # standard deviation that counts as none, on the scaled coordinates
 
     @classmethod
-    def of(cls, predicted: Array, estimate: Estimate) -> _Frame:
+    def of(cls, predicted: Array, slots: int, steps: int, mean: Array) -> _Frame:
         size = len(predicted)
-        variance = np.diag(predicted).reshape(len(estimate.slots), -1).mean(axis=1)
-        scale = np.repeat(1.0 / np.sqrt(np.where(variance > 0.0, variance, 1.0)), size // len(estimate.slots))
+        variance = np.diag(predicted).reshape(slots, -1).mean(axis=1)
+        scale = np.repeat(1.0 / np.sqrt(np.where(variance > 0.0, variance, 1.0)), size // slots)
         values, vectors = np.linalg.eigh(scale[:, None] * predicted * scale)
         floor = FLAT * size * np.finfo(np.float64).eps * max(values[-1], 0.0)
         if values[0] < -floor:
@@ -232,7 +231,7 @@ class _Frame:
             )
         kept = values > floor
         whitening = scale[:, None] * vectors[:, kept] / np.sqrt(values[kept])
-        rounding = estimate.steps * np.finfo(np.float64).eps * float(np.max(np.abs(scale * estimate.mean)))
+        rounding = steps * np.finfo(np.float64).eps * float(np.max(np.abs(scale * mean)))
         return cls(scale, whitening, vectors[:, ~kept], float(np.sqrt(floor)) + rounding)
 
     def flat_excess(self, deviations: Array) -> float:
@@ -241,7 +240,37 @@ class _Frame:
         return largest / self.tolerance if largest else 0.0
 
 
-def _checked_prediction(estimate: Estimate, prediction: Prediction) -> Array:
+def _compare_autocovariance(
+    estimate: AutocovarianceEstimate, prediction: Prediction, mean: ArrayLike | None
+) -> Agreement:
+    if mean is not None:
+        raise InvalidProblemError("an autocovariance has no mean to test; compare a stationary_covariance with it.")
+    predicted = _finite_prediction(estimate, prediction)
+    # The stationary law only gives the units; the test is calibrated in any.
+    law = estimate.law.joint(estimate.slots)
+    frame = _Frame.of(law, len(estimate.slots), estimate.burn_in + estimate.lag, estimate.earlier.mean(axis=0))
+    outside = frame.scale[:, None] * predicted * frame.scale
+    flat_excess = frame.flat_excess(np.abs(np.concatenate([frame.flat.T @ outside, frame.flat.T @ outside.T])))
+    inside = frame.whitening
+    p_value = cross_test(estimate.later @ inside, estimate.earlier @ inside, inside.T @ predicted @ inside)
+    difference = estimate.value - predicted
+    z = _standardised(difference, estimate.standard_error, frame.tolerance**2 / np.outer(frame.scale, frame.scale))
+    return Agreement(
+        p_value=0.0 if flat_excess > 1.0 else p_value,
+        z=z,
+        max_abs_z=float(np.max(np.abs(z))),
+        relative_error=_relative(difference, predicted),
+        expected_relative_error=_relative(estimate.standard_error, predicted),
+        mean_p_value=None,
+        mean_z=None,
+        rank=inside.shape[1],
+        flat_excess=flat_excess,
+        slots=estimate.slots,
+        replicas=estimate.replicas,
+    )
+
+
+def _finite_prediction(estimate: Estimate | AutocovarianceEstimate, prediction: Prediction) -> Array:
     size = len(estimate.value)
     if isinstance(prediction, StationaryCovariance | TransientCovariance):
         prediction = prediction.joint(estimate.slots)
@@ -254,6 +283,11 @@ def _checked_prediction(estimate: Estimate, prediction: Prediction) -> Array:
     if not np.isfinite(predicted).all():
         unfit = np.count_nonzero(~np.isfinite(predicted))
         raise InvalidProblemError(f"the prediction has {unfit} of {predicted.size} entries that are not finite.")
+    return predicted
+
+
+def _checked_prediction(estimate: Estimate, prediction: Prediction) -> Array:
+    predicted = _finite_prediction(estimate, prediction)
     asymmetry, largest = float(np.max(np.abs(predicted - predicted.T))), float(np.max(np.abs(predicted)))
     if asymmetry > ASYMMETRY * largest:
         raise InvalidProblemError(
@@ -261,65 +295,6 @@ def _checked_prediction(estimate: Estimate, prediction: Prediction) -> Array:
             f"where its largest entry is {largest:.3g}."
         )
     return 0.5 * (predicted + predicted.T)
-
-
-def _chained_test(
-    rows: Array, direction: Callable[[Array], Array], score: Callable[[Array, Array], tuple[Array, float]]
-) -> float:
-    """One-sided p-value of (snapshots, replicas, rank) rows; see the module's text."""
-    replicas, rank = rows.shape[1:]
-    if rank == 0:
-        return 1.0
-    blocks = min(MOST_BLOCKS, max(2, replicas // REPLICAS_PER_BLOCK))
-    edges = np.linspace(0, replicas, blocks + 1).astype(int)
-    total = weight = 0.0
-    for k in range(1, blocks):
-        scalars, correction = score(rows[:, edges[k] : edges[k + 1]], direction(rows[:, : edges[k]]))
-        student = _student(scalars, correction)
-        tail = max(float(scipy.stats.t.sf(abs(student), len(scalars) - 1)), SMALLEST_TAIL)
-        total += np.sqrt(k) * np.copysign(scipy.stats.norm.isf(tail), student)
-        weight += k
-    return float(scipy.stats.norm.sf(total / np.sqrt(weight)))
-
-
-def _student(scalars: Array, correction: float) -> float:
-    """Student's statistic of the corrected mean; Hall's cubic removes the effect of skewness to second order."""
-    centred = scalars - scalars.mean()
-    spread = float(np.std(scalars, ddof=1))
-    if spread == 0.0:
-        return 0.0
-    root = float(np.sqrt(len(scalars)))
-    t = (float(scalars.mean()) + correction) / spread * root
-    skewness = float(np.mean(centred**3)) / spread**3 / root
-    return float(t + skewness * t**2 / 3 + skewness**2 * t**3 / 27 + skewness / 6)
-
-
-def _covariance_direction(rows: Array) -> Array:
-    """Unbiased covariance minus the identity."""
-    own_mean = rows.mean(axis=0)
-    mean = own_mean.mean(axis=0)
-    centred = (rows - mean).reshape(-1, rows.shape[2])
-    spread = own_mean - mean
-    covariance = centred.T @ centred / len(centred) + spread.T @ spread / (len(spread) * (len(spread) - 1))
-    return np.asarray(covariance - np.eye(rows.shape[2]))
-
-
-def _covariance_score(rows: Array, direction: Array) -> tuple[Array, float]:
-    """<M, y y^T - I> of each replica, and what centring at the block's own mean took from their mean."""
-    own_mean = rows.mean(axis=0)
-    mean = own_mean.mean(axis=0)
-    centred, spread = rows - mean, own_mean - mean
-    scalars = np.einsum("sri,sri->r", centred @ direction, centred) / len(rows) - np.trace(direction)
-    taken = float(np.sum((spread @ direction) * spread)) / (len(spread) * (len(spread) - 1))
-    return scalars, taken
-
-
-def _mean_direction(rows: Array) -> Array:
-    return np.asarray(rows.mean(axis=(0, 1)))
-
-
-def _mean_score(rows: Array, direction: Array) -> tuple[Array, float]:
-    return rows.mean(axis=0) @ direction, 0.0
 
 
 def _standardised(difference: Array, standard_error: Array, negligible: Array) -> Array:
