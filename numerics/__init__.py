@@ -5,6 +5,9 @@
 `stationary_mean`                    where the iterates sit on average (weight decay moves it)
 `transient_covariance`               the same any number of steps after a start, and what is left of the start
 `transient_mean`                     the mean any number of steps after a start
+`autocovariance`                     the covariance of the weights with themselves some steps earlier
+`autocorrelation_time`               after how many steps an iterate counts as a new one
+`average_covariance`                 the covariance of the mean of the last iterates
 `pair_covariance`                    the covariance kernel of pairs of Hessian eigenvalues
 `max_learning_rate`                  the least upper bound of the stable learning rates
 `spectral_radius`                    how much of the start is left after a step
@@ -15,6 +18,7 @@
 """
 
 from .. import __version__ as __version__
+from .averages import autocorrelation_time, autocovariance, average_covariance
 from .mean import stationary_mean
 from .preconditioners import adam, damped_newton, natural_gradient, rmsprop
 from .problems import LeastSquares, Quadratic
@@ -30,6 +34,9 @@ __all__ = [
     "SteinSolution",
     "TransientCovariance",
     "adam",
+    "autocorrelation_time",
+    "autocovariance",
+    "average_covariance",
     "damped_newton",
     "max_learning_rate",
     "natural_gradient",

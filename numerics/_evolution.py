@@ -24,7 +24,7 @@ from ..theory import Optimizer, recursion
 from ._extended import Extended, identity, polynomial_values
 from ._kernel import to_fraction
 
-__all__ = ["Evolution", "Steps", "step_matrices", "still"]
+__all__ = ["Evolution", "Steps", "mirror", "step_matrices", "still"]
 
 Array: TypeAlias = NDArray[np.float64]
 Tile: TypeAlias = tuple[slice, slice]
@@ -127,9 +127,9 @@ class Evolution:
     def injected(self, a: int, b: int, noise: Array) -> Array:
         """The covariance of slots a and b that noise of this covariance (in the eigenbasis) has built."""
         out = np.zeros_like(noise)
-        for (rows, columns), kernel in zip(self.tiles, self.kernels or (), strict=False):
+        for (rows, columns), kernel in self.parts():
             out[rows, columns] = kernel.hi[a, b] * noise[rows, columns]
-            _mirror(out, rows, columns, kernel.hi[b, a] * noise[rows, columns])
+            mirror(out, rows, columns, kernel.hi[b, a] * noise[rows, columns])
         return out
 
     def propagated(self, a: int, b: int, start: Array) -> Array:
@@ -144,15 +144,12 @@ class Evolution:
                 if (first, second) == (a, b):
                     out[rows, columns] = part
                 if (second, first) == (a, b):
-                    _mirror(out, rows, columns, part)
+                    mirror(out, rows, columns, part)
         return out
 
-    def variances(self, a: int) -> Array:
-        """The kernel of slot a along every direction: the diagonal of ``injected`` for unit noise."""
-        out = np.empty(self.power.hi.shape[2])
-        for (rows, _), kernel in zip(self.tiles, self.kernels or (), strict=True):
-            out[rows] = np.diagonal(kernel.hi[a, a][:, : rows.stop - rows.start])
-        return out
+    def parts(self) -> Iterator[tuple[Tile, Extended]]:
+        """Every tile of pairs with its kernel."""
+        return zip(self.tiles, self.kernels or (), strict=False)
 
 
 def still(size: int, count: int) -> Evolution:
@@ -192,7 +189,7 @@ def _reach(power: Extended, part: slice) -> float:
     return float(np.max(np.abs(power.hi[:, :, part])))
 
 
-def _mirror(out: Array, rows: slice, columns: slice, values: Array) -> None:
+def mirror(out: Array, rows: slice, columns: slice, values: Array) -> None:
     """Fill the other triangle: ``values[i, j]`` belongs at (j, i), below the diagonal."""
     size = rows.stop - rows.start
     out[columns.start + size :, rows] = values[:, size:].T

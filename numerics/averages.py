@@ -1,0 +1,236 @@
+r"""Memory and averages at the stationary law: autocovariance, autocorrelation time, the mean of the last iterates.
+
+With Z the stationary covariance of all slots, the covariance of the state with itself s steps earlier is
+:math:`A^s Z`, and the mean of K successive states has the covariance
+
+.. math:: \frac{1}{K^2} \big[ F Z + Z F^\top \big] , \qquad F = \sum_{s=0}^{K-1} (K - s) A^s - \tfrac{K}{2} I .
+
+All of it is summed by doubling in double-double arithmetic, Z included: with momentum the terms cancel (successive
+iterates are anti-correlated), and what is left of an average of :math:`10^9` iterates still has all its digits.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import NonStationaryError
+from ..theory import Optimizer, recursion
+from ._arrays import positive_semidefinite, whole_number
+from ._directions import eigen_directions
+from ._evolution import Evolution, Steps, mirror, step_matrices, still
+from ._extended import Extended, identity
+from ._kernel import mean_kernel, pair_kernel, to_fraction
+from ._margins import check_stable
+from ._problem import Problem, make_problem
+from .transient import slot_index
+
+__all__ = ["autocorrelation_time", "autocovariance", "average_covariance"]
+
+Array: TypeAlias = NDArray[np.float64]
+
+
+def autocovariance(
+    optimizer: Optimizer, hessian: ArrayLike, noise: ArrayLike, lag: int, *, slots: tuple[str, str] = ("w", "w")
+) -> Array:
+    r"""The covariance of one slot with another (or itself) a number of steps earlier, at the stationary law.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Every hyper-parameter bound.
+    hessian, noise : array_like, shape (d, d)
+        H and C as for `stationary_covariance`.
+    lag : int
+        s, at least 0.
+    slots : pair of str
+        ``(a, b)``: slot a, s steps later than slot b.
+
+    Returns
+    -------
+    ndarray, shape (d, d)
+        ``Cov(a at t + lag, b at t)``; not symmetric, unless H and C commute.
+
+    Raises
+    ------
+    HyperparameterError, InvalidProblemError, UnstableError, NonStationaryError
+        As `stationary_covariance`; also if ``lag`` is no whole number of at least 0, or the rule has no such slot.
+
+    Examples
+    --------
+    Plain SGD forgets by the factor ``1 - lr h`` in a step:
+
+    >>> from sgdcov.theory import sgd
+    >>> autocovariance(sgd(lr=0.5), [[1.0]], [[3.0]], 0), autocovariance(sgd(lr=0.5), [[1.0]], [[3.0]], 2)
+    (array([[1.]]), array([[0.25]]))
+    """
+    problem = make_problem(optimizer, hessian, noise, None)
+    a, b = (slot_index(problem.optimizer, name) for name in slots)
+    count = whole_number("lag", lag)
+    law, steps = _stationary(problem)
+    power = still(len(problem.optimizer.rule.slots), law.power.hi.shape[2]).power
+    if count:
+        power = powers_and_sums(steps, count)[0]
+    c = _moving_noise(problem)
+    out = np.empty_like(c)
+    row = power[a : a + 1]
+    for (rows, columns), kernel in law.parts():
+        out[rows, columns] = (row[:, :, rows, None] @ kernel[:, b : b + 1]).hi[0, 0] * c[rows, columns]
+        other = kernel[b : b + 1] @ row[:, :, None, columns].transposed
+        mirror(out, rows, columns, other.hi[0, 0] * c[rows, columns])
+    return problem.directions.rotate_back(_with_flat(problem, out), symmetric=False)
+
+
+def average_covariance(optimizer: Optimizer, hessian: ArrayLike, noise: ArrayLike, window: int) -> Array:
+    r"""The covariance of the mean of the weights over a window of successive steps, at the stationary law.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Every hyper-parameter bound.
+    hessian, noise : array_like, shape (d, d)
+        H and C as for `stationary_covariance`.
+    window : int
+        K, how many iterates are averaged, at least 1.  What it costs does not grow with it (its logarithm apart).
+
+    Returns
+    -------
+    ndarray, shape (d, d)
+        For large K it is the sandwich :math:`H^{-1} C H^{-1} / K`, whatever the learning rate and momentum.
+
+    Raises
+    ------
+    HyperparameterError, InvalidProblemError, UnstableError, NonStationaryError
+        As `stationary_covariance`; also if ``window`` is no whole number of at least 1.
+
+    Examples
+    --------
+    >>> from sgdcov.theory import heavy_ball
+    >>> average_covariance(heavy_ball(lr=0.5, momentum=0.5), [[2.0]], [[4.0]], 10**9).round(12) * 10**9
+    array([[1.]])
+    """
+    problem = make_problem(optimizer, hessian, noise, None)
+    count = whole_number("window", window, least=1)
+    law, steps = _stationary(problem)
+    size, n = law.power.hi.shape[1:]
+    _, _, sums = powers_and_sums(steps, count)
+    weights = (sums - identity(size, n).scaled(_extended(count)).scaled(0.5))[:1]
+    c = _moving_noise(problem)
+    out = np.empty_like(c)
+    for (rows, columns), kernel in law.parts():
+        total = weights[:, :, rows, None] @ kernel[:, :1] + kernel[:1] @ weights[:, :, None, columns].transposed
+        out[rows, columns] = total.hi[0, 0] / count / count * c[rows, columns]
+        mirror(out, rows, columns, out[rows, columns])
+    return problem.directions.rotate_back(_with_flat(problem, out))
+
+
+def autocorrelation_time(optimizer: Optimizer, hessian: ArrayLike) -> Array:
+    r"""The integrated autocorrelation time of the weights along every eigen-direction of the Hessian.
+
+    .. math:: \tau_i = 1 + 2 \sum_{s \ge 1} \rho_i(s) = \frac{(e_w^\top D^{-1} b)^2}{S_{ii}} ,
+
+    with :math:`\rho_i(s)` the autocorrelation at lag s and S for unit noise: a long mean of K iterates has the variance
+    of K / tau independent ones.  It depends on the curvature alone, not on the noise.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Every hyper-parameter bound.
+    hessian : array_like, shape (d, d)
+        Symmetric positive semidefinite.
+
+    Returns
+    -------
+    ndarray, shape (d,)
+        In steps, to a few units in the last place; for the eigenvalues in ascending order (as they come, if the
+        Hessian is diagonal).  Below 1 where successive iterates are anti-correlated; infinite in a flat direction.
+
+    Raises
+    ------
+    HyperparameterError
+        If a hyper-parameter is unbound.
+    InvalidProblemError
+        If ``hessian`` is not symmetric positive semidefinite.
+    UnstableError
+        If the recursion does not contract along some direction.
+
+    Examples
+    --------
+    >>> from sgdcov.theory import sgd
+    >>> autocorrelation_time(sgd(lr=0.5), [[1.0, 0.0], [0.0, 2.0]])
+    array([3., 1.])
+    """
+    optimizer = recursion(optimizer).optimizer
+    optimizer.require_bound()
+    directions = eigen_directions(optimizer, positive_semidefinite("hessian", hessian), vectors=False)
+    out = np.full(directions.eigenvalues.shape, np.inf)
+    moving = directions.moving
+    h = directions.eigenvalues[moving]
+    check_stable(optimizer, h)
+    response = np.full(h.shape, _response_without_curvature(optimizer) if np.any(h == 0) else 0.0)
+    curved = h > 0
+    response[curved] = mean_kernel(optimizer).entries[0](h[curved], np.zeros(())) / h[curved]
+    out[moving] = response / pair_kernel(optimizer).entries[0][0](h, h) * response
+    return out
+
+
+def powers_and_sums(steps: Steps, count: int) -> tuple[Extended, Extended, Extended]:
+    r"""At n = count: A^n, the sum of A^s over s < n, and the sum of (n - s) A^s over s < n."""
+    power = steps.transition
+    plain = weighted = identity(*steps.transition.hi.shape[1:])
+    n = 1
+    for digit in bin(count)[3:]:
+        weighted = weighted + plain.scaled(_extended(n)) + power @ weighted
+        plain = plain + power @ plain
+        power = power @ power
+        n *= 2
+        if digit == "1":
+            plain = plain + power
+            weighted = weighted + plain
+            power = power @ steps.transition
+            n += 1
+    return power, plain, weighted
+
+
+def _extended(n: int) -> Extended:
+    hi = float(n)
+    return Extended(np.asarray(hi), np.asarray(float(n - int(hi))))
+
+
+def _stationary(problem: Problem) -> tuple[Evolution, Steps]:
+    """The stationary law of the directions that move for unit noise, and one step of them."""
+    problem.check()
+    directions = problem.directions
+    steps = step_matrices(problem.optimizer, directions.eigenvalues[directions.moving])
+    one = still(steps.gain.hi.shape[0], steps.gain.hi.shape[2]).advance(steps, 1)
+    law, kept = one.repeated_forever()
+    if kept.any():
+        worst = float(directions.eigenvalues[directions.moving][kept][0])
+        raise NonStationaryError(
+            f"{problem.optimizer!r} is too close to the stability edge along the direction with Hessian eigenvalue "
+            f"{worst:.6g}: it has not forgotten its start after 1e19 steps",
+            modes=(worst,),
+        )
+    return law, steps
+
+
+def _moving_noise(problem: Problem) -> Array:
+    moving = problem.directions.moving
+    return problem.rotated_noise[np.ix_(moving, moving)]
+
+
+def _with_flat(problem: Problem, inner: Array) -> Array:
+    """A matrix over the directions that move, with zeros for the flat ones."""
+    out = np.zeros_like(problem.rotated_noise)
+    moving = problem.directions.moving
+    out[np.ix_(moving, moving)] = inner
+    return out
+
+
+def _response_without_curvature(optimizer: Optimizer) -> float:
+    """The weights' entry of D^-1 b at h = 0, where weight decay alone holds them."""
+    step = recursion(optimizer)
+    solution = step.increment.subs(step.h, 0).LUsolve(step.noise_gain.subs(step.h, 0))
+    return float(to_fraction(solution[0]))
