@@ -247,8 +247,8 @@ class Verification:
     @property
     def verdict(self) -> str:
         """The verdict in one line."""
-        counted = [row for row in self.rows if row.counts]
-        done = f"{len(counted)} rows, {len(self.controls)} wrong predictions"
+        counted = sum(row.counts for row in self.rows)
+        done = f"{counted} rows, {len(self.controls)} controls"
         seconds = f"{self.seconds:.0f} s"
         if self.status == "interrupted":
             return f"INTERRUPTED after {len(self.rows) + len(self.controls)} of {self.planned} runs: no verdict."
@@ -256,4 +256,4 @@ class Verification:
             cut = ", interrupted" if self.interrupted else ""
             return f"DISAGREEMENT: {len(self.disagreements)} finding(s) in {done} ({seconds}{cut})."
         rejected = "every wrong prediction is rejected" if self.controls else "no wrong prediction was among them"
-        return f"AGREEMENT: theory, numerics and measured runs agree in every row; {rejected} ({done}, {seconds})."
+        return f"AGREEMENT: theory, numerics and measured runs agree; {rejected} ({done}, {seconds})."

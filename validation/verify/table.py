@@ -150,7 +150,7 @@ def print_verification(verification: Verification, console: Console) -> None:
         console.print(text, style="bold red", highlight=False, markup=False)
     style = {"agree": "bold green", "disagree": "bold red", "interrupted": "bold yellow"}[verification.status]
     console.print()
-    console.print(verification.verdict, style=style, highlight=False)
+    console.print(verification.verdict, style=style, highlight=False, soft_wrap=True)
 
 
 def p_text(p_value: float) -> str:
