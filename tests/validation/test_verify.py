@@ -23,6 +23,7 @@ def test_a_true_law_agrees(capsys):
     assert lines[-1].startswith("AGREEMENT")
     assert any("torch.optim" in line and "agrees" in line for line in lines)
     assert any("SDE limit" in line and "rejected" in line for line in lines)
+    assert not any("\u2026" in line for line in lines)  # no column is cut
 
 
 def test_every_rule_runs_on_every_problem_and_some_in_torch():

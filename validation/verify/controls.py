@@ -97,12 +97,12 @@ def _solved(optimizer: Optimizer, problem: Problem) -> Array:
 
 #: (name, what is wrongly taken for true, quantity, prediction, rule, problems)
 _WRONG: tuple[tuple[str, str, Literal["covariance", "mean"], Prediction, UpdateRule, tuple[str, ...]], ...] = (
-    ("SDE limit", "the learning rate is infinitesimal", "covariance", sde_covariance, sgd, ("noncommuting", "digits")),
-    ("SDE limit", "the learning rate is infinitesimal", "covariance", sde_covariance, heavy_ball, ("diabetes",)),
+    ("SDE limit", "lr tends to zero", "covariance", sde_covariance, sgd, ("noncommuting", "digits")),
+    ("SDE limit", "lr tends to zero", "covariance", sde_covariance, heavy_ball, ("diabetes",)),
     ("commuting", "H and C commute", "covariance", commuting_covariance, heavy_ball, ("noncommuting", "diabetes")),
     ("no dampening", "dampening does nothing", "covariance", _undamped, heavy_ball, ("diabetes",)),
     ("wrong momentum", "Nesterov's is heavy ball's", "covariance", _as_heavy_ball, nesterov, ("digits",)),
-    ("average", "averages scatter like weights", "covariance", _as_weights, with_ema(heavy_ball), ("diabetes",)),
+    ("average", "averages scatter alike", "covariance", _as_weights, with_ema(heavy_ball), ("diabetes",)),
     ("no weight decay", "the mean is the optimum", "mean", _optimum, sgdw, ("noncommuting",)),
 )
 

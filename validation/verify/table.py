@@ -14,7 +14,7 @@ from .result import FALSE_ALARM_RATE, ControlResult, Row, Verification
 __all__ = ["APPROXIMATE", "WIDTH", "Grid", "control_grid", "notes", "print_verification", "row_grid"]
 
 #: Columns that the tables need.
-WIDTH = 130
+WIDTH = 132
 #: The label of rows that do not count.
 APPROXIMATE = "additive model only approximate"
 RUN_BY = {"rule": "its rule", "torch.optim": "torch.optim", "minibatches": "minibatches"}
