@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +24,7 @@ __all__ = [
     "Setup",
     "advance",
     "check_count",
+    "check_optimizer",
     "check_slots",
     "read_slots",
     "seed_of",
@@ -48,8 +49,9 @@ class RuleRun:
 
     def change(self, optimizer: Optimizer) -> None:
         """Go on with other hyper-parameters."""
+        unfit = {name: float(value) for name, value in optimizer.values.items() if not isinstance(value, int | float)}
         # A Fraction or a SymPy number does not multiply a tensor; its float does.
-        self.optimizer = optimizer.replace(**{name: float(value) for name, value in optimizer.values.items()})
+        self.optimizer = optimizer.replace(**unfit) if unfit else optimizer
 
     def step(self, grad: Gradient) -> None:
         self.state = self.optimizer.step(self.state, grad)
@@ -71,15 +73,7 @@ class TorchRun:
     def change(self, optimizer: Optimizer) -> None:
         """Go on with other hyper-parameters."""
         (group,) = self.optim.param_groups
-        values: Mapping[str, float] = {name: float(value) for name, value in optimizer.values.items()}
-        momentum = values.get("momentum", 0.0)
-        if (momentum == 0.0) != (group["momentum"] == 0.0):
-            raise HyperparameterError(
-                f"momentum goes from {group['momentum']:.6g} to {momentum:.6g}: torch.optim.SGD leaves its buffer "
-                f"alone while momentum is 0, the rule does not. Take engine='rule', or a momentum that is never 0.",
-                name="momentum",
-            )
-        group.update(values)
+        group.update({name: float(value) for name, value in optimizer.values.items()})
 
     def step(self, grad: Gradient) -> None:
         self.parameter.grad = grad(self.parameter)
@@ -136,8 +130,7 @@ def set_up(
 ) -> Setup:
     """Check the arguments that all measurements share."""
     seed = seed_of(rng)
-    if not isinstance(optimizer, Optimizer):
-        raise InvalidRuleError(f"expected an optimizer such as sgd(lr=0.1), got {optimizer!r}.")
+    check_optimizer(optimizer)
     optimizer.require_bound()
     check_count("replicas", replicas, 2)
     if engine not in ENGINES:
@@ -216,6 +209,12 @@ def check_count(name: str, count: object, least: int) -> None:
     """Refuse what is not an integer of at least ``least``."""
     if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < least:
         raise InvalidProblemError(f"{name} must be an integer of at least {least}, got {count!r}.")
+
+
+def check_optimizer(optimizer: object) -> None:
+    """Refuse what is not an optimizer, a bare rule for one."""
+    if not isinstance(optimizer, Optimizer):
+        raise InvalidRuleError(f"expected an optimizer such as sgd(lr=0.1), got {optimizer!r}.")
 
 
 def check_slots(optimizer: Optimizer, slots: tuple[str, ...]) -> tuple[str, ...]:

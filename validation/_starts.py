@@ -106,13 +106,9 @@ def _drawn_from(setup: Setup, law: StationaryCovariance | TransientCovariance, m
         )
     if law.value.shape != (d, d):
         raise InvalidProblemError(f"start is a law of {len(law.value)} parameters, but the problem has {d}.")
-    if mean is None and isinstance(law, StationaryCovariance):
-        centre = numerics.stationary_mean(law.optimizer, setup.quadratic.hessian, setup.quadratic.optimum, slots=slots)
-    else:
-        centre = _state_at(setup, mean)
     kind = "stationary law" if isinstance(law, StationaryCovariance) else f"law after {law.steps} steps"
     text = f"all slots drawn, Gaussian, from the {kind} of {law.optimizer!r}"
-    return Begun(_drawn(setup, centre, law.joint()), text)
+    return Begun(_drawn(setup, _state_at(setup, mean), law.joint()), text)
 
 
 def _rest(optimizer: Optimizer) -> Array:

@@ -337,9 +337,15 @@ def _stationary_run(setup: Setup, start: Stationarity, *, progress: bool) -> tup
     """The stationary law as numerics solves it, and a run that is there."""
     if start not in ("burn-in", "law"):
         raise InvalidProblemError(f"start must be 'burn-in' or 'law', got {start!r}.")
-    law = numerics.stationary_covariance(setup.optimizer, setup.quadratic.hessian, setup.quadratic.noise)
-    begun = begin(setup, law if start == "law" else setup.optimizer, None, progress=progress)
-    return law, begun, setup.new_run(setup.optimizer, begun.state)
+    optimizer, quadratic = setup.optimizer, setup.quadratic
+    law = numerics.stationary_covariance(optimizer, quadratic.hessian, quadratic.noise)
+    if start == "burn-in":
+        begun = begin(setup, optimizer, None, progress=progress)
+    else:
+        slots = optimizer.rule.slots
+        mean = numerics.stationary_mean(optimizer, quadratic.hessian, quadratic.optimum, slots=slots)
+        begun = begin(setup, law, mean, progress=progress)
+    return law, begun, setup.new_run(optimizer, begun.state)
 
 
 def _adder(run: Run, slots: tuple[str, ...], total: torch.Tensor) -> Callable[[int], None]:

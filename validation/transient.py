@@ -133,8 +133,8 @@ def transient_covariance(
           state of all m slots.
         - None: all replicas start at rest at ``mean``.
     mean : array_like, shape (d,) or (m*d,), optional
-        Mean of the start, where it is drawn. By default that of a stationary law where one is given, else rest at the
-        optimum.
+        Mean of a start that is drawn: the weights, every other slot at rest, or all m slots stacked. The optimum by
+        default, as in numerics; where weight decay moves the mean of a stationary law, give its `stationary_mean`.
     replicas : int
         Independent runs, at least 2 (`compare` wants 100).
     slots : tuple of str

@@ -89,8 +89,9 @@ def test_states_can_be_drawn_from_the_law_before(optimizer):
     law = numerics.stationary_covariance(before, problem.hessian, problem.noise)
     slots = optimizer.rule.slots
     estimates = transient_covariance(
-        optimizer, problem, (0, 3), start=law, slots=slots, replicas=2000, rng=3, progress=False
-    )
+        optimizer, problem, (0, 3), start=law, mean=stationary(before, problem)[1], slots=slots, replicas=2000, rng=3,
+        progress=False,
+    )  # fmt: skip
     assert_agree(estimates, problem, stationary(before, problem))
     assert estimates[0].burn_in == 0
     assert "drawn, Gaussian, from the stationary law" in estimates[0].start
