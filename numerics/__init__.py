@@ -5,6 +5,9 @@
 `stationary_mean`                    where the iterates sit on average (weight decay moves it)
 `transient_covariance`               the same any number of steps after a start, and what is left of the start
 `transient_mean`                     the mean any number of steps after a start
+`trajectory`                         mean, covariance and excess risk through a schedule
+`periodic_covariance`                the law of a schedule that is repeated for ever
+`Schedule`, `Phase`                  which hyper-parameters hold for how many steps
 `autocovariance`                     the covariance of the weights with themselves some steps earlier
 `autocorrelation_time`               after how many steps an iterate counts as a new one
 `average_covariance`                 the covariance of the mean of the last iterates
@@ -22,16 +25,22 @@ from .averages import autocorrelation_time, autocovariance, average_covariance
 from .mean import stationary_mean
 from .preconditioners import adam, damped_newton, natural_gradient, rmsprop
 from .problems import LeastSquares, Quadratic
+from .schedules import Phase, Schedule
 from .stability import max_learning_rate, spectral_radius
 from .stationary import StationaryCovariance, pair_covariance, stationary_covariance
 from .stein import SteinSolution, solve_stein
+from .trajectory import PeriodicCovariance, Trajectory, periodic_covariance, trajectory
 from .transient import TransientCovariance, transient_covariance, transient_mean
 
 __all__ = [
     "LeastSquares",
+    "PeriodicCovariance",
+    "Phase",
     "Quadratic",
+    "Schedule",
     "StationaryCovariance",
     "SteinSolution",
+    "Trajectory",
     "TransientCovariance",
     "adam",
     "autocorrelation_time",
@@ -41,11 +50,13 @@ __all__ = [
     "max_learning_rate",
     "natural_gradient",
     "pair_covariance",
+    "periodic_covariance",
     "rmsprop",
     "solve_stein",
     "spectral_radius",
     "stationary_covariance",
     "stationary_mean",
+    "trajectory",
     "transient_covariance",
     "transient_mean",
 ]

@@ -24,7 +24,7 @@ from ..theory import Optimizer, recursion
 from ._extended import Extended, identity, polynomial_values
 from ._kernel import to_fraction
 
-__all__ = ["Evolution", "Steps", "mirror", "step_matrices", "still"]
+__all__ = ["Evolution", "Steps", "mirror", "step_coefficients", "step_matrices", "steps_of", "still"]
 
 Array: TypeAlias = NDArray[np.float64]
 Tile: TypeAlias = tuple[slice, slice]
@@ -47,24 +47,25 @@ class Steps:
 
 def step_matrices(optimizer: Optimizer, h: Array) -> Steps:
     """A(h) = I + D(h) and b(h) of a bound optimizer, from their exact coefficients."""
+    return steps_of(*step_coefficients(optimizer), h)
+
+
+def step_coefficients(optimizer: Optimizer) -> tuple[list[list[Fraction]], list[list[Fraction]]]:
+    """The exact ascending coefficients in h of the entries of D, row by row, and of b."""
     step = recursion(optimizer)
     layers, gains = step.increment_coefficients, step.noise_gain_coefficients
-    size = len(step.slots)
-    increment = [[[to_fraction(a[p][q]) for a in layers] for q in range(size)] for p in range(size)]
-    return steps_of(increment, [[to_fraction(a[p]) for a in gains] for p in range(size)], h)
+    m = len(step.slots)
+    increment = [[to_fraction(layer[p][q]) for layer in layers] for p in range(m) for q in range(m)]
+    return increment, [[to_fraction(gain[p]) for gain in gains] for p in range(m)]
 
 
-def steps_of(increment: Sequence[Sequence[Sequence[Fraction]]], gain: Sequence[Sequence[Fraction]], h: Array) -> Steps:
-    """A step from the ascending coefficients in h of the entries of D and of b."""
-    transition = _stack([[polynomial_values(e, h) for e in row] for row in increment])
-    return Steps(transition + identity(len(gain), h.size), _stack([[polynomial_values(e, h)] for e in gain]))
-
-
-def _stack(entries: Sequence[Sequence[Extended]]) -> Extended:
-    return Extended(
-        np.stack([np.stack([e.hi for e in row]) for row in entries]),
-        np.stack([np.stack([e.lo for e in row]) for row in entries]),
-    )
+def steps_of(increment: Sequence[Sequence[Fraction]], gain: Sequence[Sequence[Fraction]], h: Array) -> Steps:
+    """A step from the ascending coefficients in h of the entries of D, row by row, and of b."""
+    m, n = len(gain), h.size
+    values = polynomial_values([*increment, *gain], h)
+    parts = (values[: m * m], values[m * m :])
+    increments, gains = (Extended(v.hi.reshape(m, -1, n), v.lo.reshape(m, -1, n)) for v in parts)
+    return Steps(increments + identity(m, n), gains)
 
 
 @dataclass(frozen=True, eq=False)

@@ -90,14 +90,16 @@ def identity(size: int, count: int) -> Extended:
     return Extended.of(np.repeat(np.eye(size)[:, :, None], count, axis=2))
 
 
-def polynomial_values(coefficients: Sequence[Fraction], x: Array) -> Extended:
-    """A polynomial with exact ascending coefficients at doubles x, entry by entry."""
-    value = Extended.of(np.zeros_like(x))
+def polynomial_values(polynomials: Sequence[Sequence[Fraction]], x: Array) -> Extended:
+    """Polynomials with exact ascending coefficients at doubles x, shape (number of polynomials, n)."""
+    degree = max(len(p) for p in polynomials)
     point = Extended.of(x)
-    for c in reversed(coefficients):
-        hi = float(c)
-        constant = Extended(np.full_like(x, hi), np.full_like(x, float(c - Fraction(hi))))
-        value = value.scaled(point) + constant
+    value = Extended.of(np.zeros((len(polynomials), x.size)))
+    for k in range(degree - 1, -1, -1):
+        exact = [p[k] if k < len(p) else Fraction(0) for p in polynomials]
+        hi = [float(c) for c in exact]
+        lo = [float(c - Fraction(h)) for c, h in zip(exact, hi, strict=True)]
+        value = value.scaled(point) + Extended(np.array(hi)[:, None], np.array(lo)[:, None])
     return value
 
 

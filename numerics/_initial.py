@@ -12,6 +12,7 @@ whose drive is a polynomial in h, exactly 0 without weight decay.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -84,7 +85,7 @@ def initial_mean(optimizer: Optimizer, start: ArrayLike, optimum: Array, directi
     d, m = directions.eigenvalues.size, len(optimizer.rule.slots)
     given = np.asarray(start)
     whole = given.ndim == 1 and given.size == m * d and m > 1
-    state = vector("start", start, dim=m * d if whole else d).reshape(-1, d)
+    state = vector("the mean at the start", start, dim=m * d if whole else d).reshape(-1, d)
     factors = rest_factors(optimizer)
     rows = []
     for p, factor in enumerate(factors):
@@ -119,22 +120,23 @@ def _rest(optimizer: Optimizer) -> tuple[sp.Expr, ...] | None:
     return (sp.Integer(1), *(sp.cancel(c) for c in others.LUsolve(-increment[1:, 0])))
 
 
-def drive(optimizer: Optimizer, rest: tuple[Fraction, ...], h: Array) -> Extended | None:
-    """The drive D r - h b at eigenvalues h, shape (m, 1, n); None where it is 0 for all h."""
-    step = recursion(optimizer)
-    layers, gains = step.increment_coefficients, step.noise_gain_coefficients
+def drive(
+    increment: Sequence[Sequence[Fraction]], gain: Sequence[Sequence[Fraction]], rest: Sequence[Fraction], h: Array
+) -> Extended | None:
+    """The drive D r - h b at eigenvalues h, shape (m, 1, n), from exact coefficients; None where it is 0 for all h."""
+    m = len(rest)
     rows = []
-    for p in range(len(rest)):
-        coefficients = [Fraction(0)] * (max(len(layers), len(gains) + 1))
-        for k, layer in enumerate(layers):
-            coefficients[k] += sum((to_fraction(layer[p][q]) * r for q, r in enumerate(rest)), Fraction(0))
-        for k, gain in enumerate(gains):
-            coefficients[k + 1] -= to_fraction(gain[p])
-        rows.append(coefficients)
+    for p in range(m):
+        row = [Fraction(0)] * max(2, *(len(e) for e in increment), *(1 + len(e) for e in gain))
+        for q, factor in enumerate(rest):
+            for k, c in enumerate(increment[p * m + q]):
+                row[k] += c * factor
+        for k, c in enumerate(gain[p]):
+            row[k + 1] -= c
+        rows.append(row)
     if not any(c for row in rows for c in row):
         return None
-    values = [polynomial_values(row, h) for row in rows]
-    return Extended(np.stack([v.hi for v in values])[:, None], np.stack([v.lo for v in values])[:, None])
+    return polynomial_values(rows, h)[:, None]
 
 
 def mean_after(steps: Steps, count: int, mean: Extended, push: Extended | None) -> Extended:

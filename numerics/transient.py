@@ -25,7 +25,7 @@ from ..errors import DivergenceError, InvalidProblemError
 from ..theory import Optimizer, recursion
 from ._arrays import positive_semidefinite, vector, whole_number
 from ._directions import Directions, eigen_directions
-from ._evolution import Evolution, Steps, step_matrices, still
+from ._evolution import Evolution, Steps, step_coefficients, step_matrices, steps_of, still
 from ._extended import Extended
 from ._initial import Law, drive, initial_law, initial_mean, mean_after, rest_factors, start_level
 from ._log_determinant import log_determinant
@@ -35,6 +35,7 @@ __all__ = ["TransientCovariance", "transient_covariance", "transient_mean"]
 
 Array: TypeAlias = NDArray[np.float64]
 Start: TypeAlias = Law | ArrayLike | None
+Parts: TypeAlias = Callable[[int, int], tuple[Array, Array]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -212,32 +213,39 @@ def transient_covariance(
         one = step_matrices(problem.optimizer, h)
         evolution = evolution.advance(one, count)
         check_growth(evolution.finite(), one, h, f"{count} steps of {problem.optimizer!r}")
-        result = covariance_of(problem, problem.optimizer, evolution, law, count)
+    result = covariance_of(problem, problem.optimizer, count, *parts_of(problem, evolution, law))
+    if count:
         check_growth(bool(np.isfinite(result.value).all()), one, h, f"{count} steps of {problem.optimizer!r}")
-        return result
-    return covariance_of(problem, problem.optimizer, evolution, law, count)
+    return result
+
+
+def parts_of(problem: Problem, evolution: Evolution, law: Array | None) -> tuple[Parts, NDArray[np.bool_]]:
+    """What is left of a start and what noise has built, as functions of two slots, and which directions can vary."""
+    noise = problem.rotated_noise
+    heard = np.diagonal(noise) > problem.noise_level
+    if law is not None:
+        heard = heard | (np.diagonal(law[0, 0]) > start_level(law))
+
+    def parts(a: int, b: int) -> tuple[Array, Array]:
+        with np.errstate(over="ignore", invalid="ignore"):
+            left = np.zeros_like(noise) if law is None else evolution.propagated(a, b, law)
+            return left, evolution.injected(a, b, noise)
+
+    return parts, heard
 
 
 def covariance_of(
-    problem: Problem, optimizer: Optimizer, evolution: Evolution, law: Array | None, steps: int
+    problem: Problem, optimizer: Optimizer, steps: int, parts: Parts, heard: NDArray[np.bool_]
 ) -> TransientCovariance:
-    """The result for an evolution of a start in the eigenbasis."""
-    directions, noise = problem.directions, problem.rotated_noise
-
-    def parts(a: int, b: int) -> tuple[Array, Array]:
-        left = np.zeros_like(noise) if law is None else evolution.propagated(a, b, law)
-        return left, evolution.injected(a, b, noise)
+    """The result from its two parts in the eigenbasis."""
 
     def back(s: Array, a: int, b: int) -> Array:
-        return directions.rotate_back(s, symmetric=a == b)
+        return problem.directions.rotate_back(s, symmetric=a == b)
 
     with np.errstate(over="ignore", invalid="ignore"):
         left, built = parts(0, 0)
         propagated, injected = back(left, 0, 0), back(built, 0, 0)
         value, s = propagated + injected, left + built
-    heard = np.diagonal(noise) > problem.noise_level
-    if law is not None:
-        heard = heard | (np.diagonal(law[0, 0]) > start_level(law))
     return TransientCovariance(
         value,
         propagated,
@@ -307,8 +315,8 @@ def transient_mean(
     rest = rest_factors(optimizer)
     if count:
         h = directions.eigenvalues
-        one = step_matrices(optimizer, h)
-        push = drive(optimizer, rest, h)
+        coefficients = step_coefficients(optimizer)
+        one, push = steps_of(*coefficients, h), drive(*coefficients, rest, h)
         if push is not None:
             push = push.scaled(directions.rotate(target))
         mean = mean_after(one, count, mean, push)

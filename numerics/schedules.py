@@ -1,0 +1,293 @@
+r"""Schedules as data: which hyper-parameters hold for how many steps.
+
+A `Schedule` is a sequence of `Phase`, each a number of steps with its own hyper-parameters; what a phase does not name
+keeps the optimizer's own value.  The usual learning-rate schedules are constructors.  Schedules add up
+(``warm_up + decay``) and repeat (``3 * cycle``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..errors import HyperparameterError, InvalidProblemError
+from ..theory import Optimizer
+from ._arrays import vector, whole_number
+
+__all__ = ["Phase", "Schedule"]
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Phase:
+    """A number of steps with the same hyper-parameters.
+
+    Parameters
+    ----------
+    steps : int
+        At least 1.
+    **values : number
+        Hyper-parameters by name; any other keeps the optimizer's value.
+
+    Raises
+    ------
+    InvalidProblemError
+        If ``steps`` is no whole number of at least 1.
+
+    Examples
+    --------
+    >>> Phase(1000, lr=0.1, momentum=0.9)
+    Phase(1000, lr=0.1, momentum=0.9)
+    """
+
+    steps: int
+    bound: tuple[tuple[str, float], ...]
+
+    def __init__(self, steps: int, **values: float) -> None:
+        object.__setattr__(self, "steps", whole_number("steps of a phase", steps, least=1))
+        object.__setattr__(self, "bound", tuple(values.items()))
+
+    @property
+    def values(self) -> Mapping[str, float]:
+        """The hyper-parameters it names."""
+        return MappingProxyType(dict(self.bound))
+
+    def __repr__(self) -> str:
+        return f"Phase({', '.join([str(self.steps), *(f'{name}={value}' for name, value in self.bound)])})"
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Schedule:
+    """Phases, one after the other.
+
+    Parameters
+    ----------
+    phases : iterable of Phase
+        At least one.
+
+    Raises
+    ------
+    InvalidProblemError
+        If there is no phase, or something that is none.
+
+    Examples
+    --------
+    >>> schedule = Schedule([Phase(1000, lr=0.1), Phase(500, lr=0.01)])
+    >>> schedule.steps
+    1500
+    >>> 2 * Schedule.constant(10, lr=0.1) + Schedule.constant(5, lr=0.05)
+    Schedule([Phase(10, lr=0.1), Phase(10, lr=0.1), Phase(5, lr=0.05)])
+    """
+
+    phases: tuple[Phase, ...]
+
+    def __init__(self, phases: Iterable[Phase]) -> None:
+        try:
+            given = tuple(phases)
+        except TypeError:
+            raise InvalidProblemError(f"a schedule is made of a list of phases, got {phases!r}") from None
+        for phase in given:
+            if not isinstance(phase, Phase):
+                raise InvalidProblemError(f"a schedule is made of phases, as Phase(1000, lr=0.1), got {phase!r}")
+        if not given:
+            raise InvalidProblemError("the schedule is empty: it needs at least one phase")
+        object.__setattr__(self, "phases", given)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps in all."""
+        return sum(phase.steps for phase in self.phases)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The number of steps made at the end of every phase."""
+        total, out = 0, []
+        for phase in self.phases:
+            total += phase.steps
+            out.append(total)
+        return tuple(out)
+
+    def bind(self, optimizer: Optimizer) -> tuple[tuple[Optimizer, int], ...]:
+        """The optimizer of every phase, and for how many steps it runs.
+
+        Parameters
+        ----------
+        optimizer : Optimizer
+            What the phases do not name it must have bound.
+
+        Returns
+        -------
+        tuple of (Optimizer, int)
+
+        Raises
+        ------
+        HyperparameterError
+            If a value is outside its domain, missing, or none of the rule's; the message names the phase.
+
+        Examples
+        --------
+        >>> from sgdcov.theory import sgd
+        >>> Schedule([Phase(3, lr=0.1), Phase(2)]).bind(sgd(lr=0.5))
+        ((sgd(lr=0.1), 3), (sgd(lr=0.5), 2))
+        """
+        known: dict[tuple[tuple[str, float], ...], Optimizer] = {}
+        out = []
+        for index, (phase, end) in enumerate(zip(self.phases, self.ends, strict=True)):
+            if phase.bound not in known:
+                try:
+                    known[phase.bound] = _rebound(optimizer, phase.values)
+                    known[phase.bound].require_bound()
+                except HyperparameterError as error:
+                    where = phase_name(index, end - phase.steps, end)
+                    raise HyperparameterError(f"{where}: {error}", name=error.name) from error
+            out.append((known[phase.bound], phase.steps))
+        return tuple(out)
+
+    def __len__(self) -> int:
+        return len(self.phases)
+
+    def __iter__(self) -> Iterator[Phase]:
+        return iter(self.phases)
+
+    def __add__(self, other: Schedule) -> Schedule:
+        return Schedule(self.phases + other.phases) if isinstance(other, Schedule) else NotImplemented
+
+    def __mul__(self, times: int) -> Schedule:
+        return Schedule(self.phases * whole_number("repetitions of a schedule", times, least=1))
+
+    __rmul__ = __mul__
+
+    def __repr__(self) -> str:
+        shown = ", ".join(map(repr, self.phases[:6]))
+        more = f", ... {len(self) - 6} more" if len(self) > 6 else ""
+        return f"Schedule([{shown}{more}])"
+
+    @classmethod
+    def from_learning_rates(cls, learning_rates: ArrayLike) -> Schedule:
+        """One step for each learning rate; equal ones in a row make one phase.
+
+        Parameters
+        ----------
+        learning_rates : array_like, shape (steps,)
+
+        Returns
+        -------
+        Schedule
+
+        Raises
+        ------
+        InvalidProblemError
+            If it is empty, or no vector of finite numbers.
+
+        Examples
+        --------
+        >>> Schedule.from_learning_rates([0.1, 0.1, 0.05])
+        Schedule([Phase(2, lr=0.1), Phase(1, lr=0.05)])
+        """
+        rates = vector("learning_rates", learning_rates)
+        return cls(Phase(len(list(run)), lr=lr) for lr, run in groupby(rates.tolist()))
+
+    @classmethod
+    def constant(cls, steps: int, lr: float) -> Schedule:
+        """The same learning rate all the time.
+
+        Examples
+        --------
+        >>> Schedule.constant(10**6, lr=0.1)
+        Schedule([Phase(1000000, lr=0.1)])
+        """
+        return cls([Phase(steps, lr=lr)])
+
+    @classmethod
+    def step_decay(cls, steps: int, lr: float, *, every: int, factor: float = 0.1) -> Schedule:
+        """The learning rate times ``factor`` after every ``every`` steps.
+
+        Examples
+        --------
+        >>> Schedule.step_decay(250, lr=1.0, every=100, factor=0.5)
+        Schedule([Phase(100, lr=1.0), Phase(100, lr=0.5), Phase(50, lr=0.25)])
+        """
+        steps, every = whole_number("steps", steps, least=1), whole_number("every", every, least=1)
+        starts = range(0, steps, every)
+        return cls(Phase(min(every, steps - s), lr=lr * factor**index) for index, s in enumerate(starts))
+
+    @classmethod
+    def cosine(cls, steps: int, lr: float, *, final: float = 0.0) -> Schedule:
+        r"""From ``lr`` along half a cosine to ``final``, which would be that of the step after the last.
+
+        Step t has :math:`final + (lr - final) (1 + \cos(\pi t / steps)) / 2`, as PyTorch's ``CosineAnnealingLR``.
+
+        Examples
+        --------
+        >>> Schedule.cosine(2, lr=1.0)
+        Schedule([Phase(1, lr=1.0), Phase(1, lr=0.5)])
+        """
+        t = np.arange(whole_number("steps", steps, least=1)) / steps
+        rates = final + (lr - final) * (0.5 + 0.5 * np.cos(math.pi * t))
+        return cls.from_learning_rates(rates)
+
+    @classmethod
+    def linear_warmup(cls, steps: int, lr: float, *, start: float) -> Schedule:
+        """From ``start`` on a straight line to ``lr``, which would be that of the step after the last.
+
+        As PyTorch's ``LinearLR`` with ``start_factor=start/lr``.
+
+        Examples
+        --------
+        >>> Schedule.linear_warmup(2, lr=1.0, start=0.5)
+        Schedule([Phase(1, lr=0.5), Phase(1, lr=0.75)])
+        """
+        t = np.arange(whole_number("steps", steps, least=1)) / steps
+        return cls.from_learning_rates(start + (lr - start) * t)
+
+    @classmethod
+    def cyclic(cls, low: float, high: float, *, up: int, down: int | None = None, cycles: int = 1) -> Schedule:
+        """From ``low`` in ``up`` steps on a straight line to ``high``, in ``down`` steps (as many) back, and again.
+
+        As PyTorch's ``CyclicLR`` (triangular).
+
+        Examples
+        --------
+        >>> Schedule.cyclic(0.25, 0.5, up=1, cycles=2)
+        Schedule([Phase(1, lr=0.25), Phase(1, lr=0.5), Phase(1, lr=0.25), Phase(1, lr=0.5)])
+        """
+        up = whole_number("up", up, least=1)
+        down = up if down is None else whole_number("down", down, least=1)
+        rising = low + (high - low) * (np.arange(up) / up)
+        falling = high + (low - high) * (np.arange(down) / down)
+        return cls.from_learning_rates(np.concatenate([rising, falling])) * cycles
+
+    @classmethod
+    def inverse_time(cls, steps: int, lr: float, *, timescale: float) -> Schedule:
+        """Step t has ``lr / (1 + t / timescale)``.
+
+        Examples
+        --------
+        >>> Schedule.inverse_time(2, lr=1.0, timescale=1.0)
+        Schedule([Phase(1, lr=1.0), Phase(1, lr=0.5)])
+        """
+        if not timescale > 0:
+            raise InvalidProblemError(f"timescale must be positive, got {timescale!r}")
+        t = np.arange(whole_number("steps", steps, least=1))
+        return cls.from_learning_rates(lr / (1 + t / timescale))
+
+
+def phase_name(index: int, start: int, end: int) -> str:
+    """How errors speak of a phase."""
+    return f"phase {index} (steps {start} to {end})"
+
+
+def _rebound(optimizer: Optimizer, values: Mapping[str, float]) -> Optimizer:
+    """``optimizer.replace``, without its exact arithmetic for a float well inside its domain."""
+    bound = {**optimizer.values, **values}
+    known = {parameter.name: parameter.domain for parameter in optimizer.rule.hyperparameters}
+    for name, value in values.items():
+        domain = known.get(name)
+        if domain is None or not isinstance(value, float) or not float(domain.inf) < value < float(domain.sup):
+            return optimizer.replace(**values)
+    return Optimizer(optimizer.rule, tuple((name, bound[name]) for name in known if name in bound))

@@ -1,0 +1,382 @@
+r"""The law of the weights through a schedule: mean, covariance and excess risk at the times asked for.
+
+Every phase of a schedule is a number of equal steps, and steps that are equal are doubled, not made one by one: a phase
+of :math:`10^9` steps costs what a phase of ten does.  Between the phases nothing is rounded.  Started from covariance
+:math:`\Sigma_0` and mean :math:`m_0` of the weights, the mean loss above the minimum at time t is
+
+.. math:: \tfrac12 \big( \operatorname{tr}(H \Sigma_t) + (m_t - w^*)^\top H (m_t - w^*) \big) .
+
+A schedule that is repeated for ever has a periodic law (`periodic_covariance`): the sum over all past periods gives
+it at the start of a period, and one more period at every other position.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import InvalidProblemError, UnstableError
+from ..theory import Optimizer, recursion
+from ._arrays import vector, whole_number
+from ._directions import Directions, check_flat_noise
+from ._evolution import Evolution, still
+from ._extended import Extended
+from ._initial import initial_law, initial_mean, mean_after, rest_factors
+from ._log_determinant import log_determinant
+from ._problem import Problem, make_problem
+from ._step_family import StepFamily
+from .schedules import Schedule, phase_name
+from .transient import Start, TransientCovariance, absolute_mean, check_growth, covariance_of, parts_of
+
+__all__ = ["PeriodicCovariance", "Trajectory", "periodic_covariance", "trajectory"]
+
+Array: TypeAlias = NDArray[np.float64]
+Bound: TypeAlias = tuple[tuple[Optimizer, int], ...]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Trajectory:
+    """The law of the weights at the recorded times.
+
+    Attributes
+    ----------
+    times : ndarray of int, shape (n,)
+        Steps made since the start.
+    mean : ndarray, shape (n, d)
+    trace : ndarray, shape (n,)
+        Total variance of the weights.
+    propagated_risk, injected_risk : ndarray, shape (n,)
+        ``tr(H S) / 2`` of what is left of the covariance at the start, and of what noise has built since.
+    mean_risk : ndarray, shape (n,)
+        The loss at the mean, above the minimum.
+    final : TransientCovariance
+        The covariance of all slots at the end of the schedule: a start for the next.
+    """
+
+    times: NDArray[np.int64]
+    mean: Array
+    trace: Array
+    propagated_risk: Array
+    injected_risk: Array
+    mean_risk: Array
+    final: TransientCovariance
+    _laws: tuple[Array, ...] = field(repr=False)
+    _directions: Directions = field(repr=False)
+    _heard: NDArray[np.bool_] = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"Trajectory({self.times.size} times to {self.times[-1]}, d={self.mean.shape[1]})"
+
+    @property
+    def excess_risk(self) -> Array:
+        """Mean loss above the minimum, shape (n,): the sum of the three risks."""
+        return self.propagated_risk + self.injected_risk + self.mean_risk
+
+    @cached_property
+    def covariance(self) -> Array:
+        """Covariance of the weights, shape (n, d, d)."""
+        return np.stack([self._directions.rotate_back(s) for s in self._laws])
+
+    @cached_property
+    def log_det(self) -> Array:
+        """Logarithm of the product of the nonzero eigenvalues of the covariance, shape (n,)."""
+        return np.array([log_determinant(s, self._heard)[0] for s in self._laws])
+
+
+def trajectory(
+    optimizer: Optimizer,
+    schedule: Schedule,
+    hessian: ArrayLike,
+    noise: ArrayLike,
+    *,
+    start: Start = None,
+    mean: ArrayLike | None = None,
+    optimum: ArrayLike | None = None,
+    record: Sequence[int] | NDArray[np.integer] | None = None,
+) -> Trajectory:
+    r"""The law of the weights through a schedule.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        What no phase names it must have bound.
+    schedule : Schedule
+        Its phases may be unstable.
+    hessian : array_like, shape (d, d)
+        H, symmetric positive semidefinite.
+    noise : array_like, shape (d, d)
+        C, the covariance of one step's gradient noise; symmetric positive semidefinite.  It need not commute with H.
+    start : StationaryCovariance, TransientCovariance, array_like of shape (d, d), or None
+        The covariance at the start, as for `transient_covariance`.
+    mean : array_like, shape (d,) or (m * d,), optional
+        The mean of the weights at the start, every other slot at rest; or of all m slots, stacked.  The optimum by
+        default.
+    optimum : array_like, shape (d,), optional
+        The minimiser :math:`w^*` of the loss; 0 by default.
+    record : sequence of int, optional
+        Increasing times, in steps since the start, from 0 to the length of the schedule.  The start and the end of
+        every phase by default.  Each takes an array of shape (d, d).
+
+    Returns
+    -------
+    Trajectory
+
+    Raises
+    ------
+    HyperparameterError
+        If a hyper-parameter is unbound or outside its domain in some phase; names the phase.
+    InvalidProblemError
+        If an array is not what it should be, or a time lies outside the schedule.
+    DivergenceError
+        If the numbers of an unstable phase overflow; names the phase.
+
+    Examples
+    --------
+    The excess risk of plain SGD settles at ``lr c / (2 (2 - lr h))`` in every phase:
+
+    >>> from sgdcov.numerics import Phase, Schedule
+    >>> from sgdcov.theory import sgd
+    >>> drop = Schedule([Phase(10**9, lr=1.0), Phase(10**9, lr=0.5)])
+    >>> trajectory(sgd(), drop, [[1.0]], [[12.0]], mean=[3.0]).excess_risk
+    array([4.5, 6. , 2. ])
+    """
+    bound = _bind(optimizer, schedule)
+    problem = make_problem(bound[0][0], hessian, noise, None)
+    directions = problem.directions
+    h, d = directions.eigenvalues, directions.eigenvalues.size
+    times = _times(record, schedule.steps, (0, *schedule.ends))
+    target = np.zeros(d) if optimum is None else vector("optimum", optimum, dim=d)
+    law = initial_law(bound[0][0], start, directions)
+    rest = rest_factors(bound[0][0])
+    centred = initial_mean(bound[0][0], target if mean is None else mean, target, directions)
+    family = StepFamily((o for o, _ in bound), h, rest)
+    run = _Run(bound, family, h, still(len(rest), d), centred, directions.rotate(target))
+    laws, rows, means = [], [], []
+    recorded = set(times)
+    for where in run.stops({*times, schedule.steps}):
+        parts, heard = parts_of(problem, run.evolution, law)
+        if run.now in recorded:
+            left, built = parts(0, 0)
+            run.check(bool(np.isfinite(left + built).all()), where)
+            deviation = run.mean.hi[0, 0]
+            laws.append(left + built)
+            risks = (0.5 * float(h @ values) for values in (left.diagonal(), built.diagonal(), deviation**2))
+            rows.append([float(np.sum(laws[-1].diagonal())), *risks])
+            means.append(absolute_mean(run.mean, rest, target, directions)[0])
+    final = covariance_of(problem, bound[-1][0], schedule.steps, parts, heard)
+    trace, left_risk, built_risk, mean_risk = np.array(rows).T
+    return Trajectory(
+        np.array(times), np.array(means), trace, left_risk, built_risk, mean_risk, final, tuple(laws), directions, heard
+    )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PeriodicCovariance:
+    """The periodic law of a schedule that is repeated for ever.
+
+    Attributes
+    ----------
+    positions : ndarray of int, shape (n,)
+        Steps made since the start of the period.
+    laws : tuple of TransientCovariance
+        The covariance of every slot at these positions: arrays where one is expected, and starts.  They remember no
+        start: ``propagated`` is 0.
+    period : int
+        Number of steps of a period.
+    """
+
+    positions: NDArray[np.int64]
+    laws: tuple[TransientCovariance, ...]
+    period: int
+
+    def __repr__(self) -> str:
+        return f"PeriodicCovariance({self.positions.size} positions of {self.period}, d={len(self.laws[0].value)})"
+
+    @property
+    def covariance(self) -> Array:
+        """Covariance of the weights, shape (n, d, d)."""
+        return np.stack([law.value for law in self.laws])
+
+    @property
+    def trace(self) -> Array:
+        """Total variance of the weights, shape (n,)."""
+        return np.array([law.trace for law in self.laws])
+
+    @property
+    def excess_risk(self) -> Array:
+        """Mean loss above that at the mean, ``tr(H S) / 2``, shape (n,)."""
+        return np.array([law.excess_risk for law in self.laws])
+
+    @property
+    def log_det(self) -> Array:
+        """Logarithm of the product of the nonzero eigenvalues of the covariance, shape (n,)."""
+        return np.array([law.log_det for law in self.laws])
+
+
+def periodic_covariance(
+    optimizer: Optimizer,
+    schedule: Schedule,
+    hessian: ArrayLike,
+    noise: ArrayLike,
+    *,
+    record: Sequence[int] | NDArray[np.integer] | None = None,
+) -> PeriodicCovariance:
+    """The law of the weights (and every other slot) when a schedule is repeated for ever.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        What no phase names it must have bound.
+    schedule : Schedule
+        One period.  Single phases may be unstable, if the period as a whole contracts.
+    hessian : array_like, shape (d, d)
+        H, symmetric positive semidefinite.
+    noise : array_like, shape (d, d)
+        C, the covariance of one step's gradient noise; symmetric positive semidefinite.  It need not commute with H.
+    record : sequence of int, optional
+        Increasing positions in the period, from 0 to its length (which is the 0 of the next).  The start of every phase
+        by default.
+
+    Returns
+    -------
+    PeriodicCovariance
+
+    Raises
+    ------
+    HyperparameterError
+        If a hyper-parameter is unbound or outside its domain in some phase; names the phase.
+    InvalidProblemError
+        If an array is not what it should be, or a position lies outside the period.
+    UnstableError
+        If a period does not contract along some direction.  With momentum that can happen although every phase is
+        stable by itself: a mode that rings can resonate with the schedule.
+    NonStationaryError
+        If noise reaches a flat direction, which then is a random walk.
+    DivergenceError
+        If the numbers overflow within a period; names the phase.
+
+    Examples
+    --------
+    With the learning rate 1 the start of every period is forgotten at once:
+
+    >>> from sgdcov.numerics import Phase, Schedule
+    >>> from sgdcov.theory import sgd
+    >>> periodic_covariance(sgd(), Schedule([Phase(1, lr=1.0), Phase(1, lr=0.5)]), [[1.0]], [[1.0]]).trace
+    array([0.5, 1. ])
+    """
+    bound = _bind(optimizer, schedule)
+    problem = make_problem(bound[0][0], hessian, noise, None)
+    directions, period = problem.directions, schedule.steps
+    positions = _times(record, period, (0, *schedule.ends[:-1]))
+    size = len(bound[0][0].rule.slots)
+    moving = np.arange(directions.eigenvalues.size)
+    law, kept = _settled(bound, directions.eigenvalues, size)
+    if kept.any():
+        flat = np.flatnonzero(kept)
+        curved = directions.eigenvalues[flat][directions.eigenvalues[flat] > 0]
+        if curved.size:
+            raise UnstableError(None, float(curved.max()), None)
+        check_flat_noise(replace(directions, flat=flat), problem.rotated_noise, problem.noise_level)
+        moving = np.setdiff1d(moving, flat)
+        law, _ = _settled(bound, directions.eigenvalues[moving], size)
+    h, inner = directions.eigenvalues[moving], np.ix_(moving, moving)
+    run = _Run(bound, StepFamily((o for o, _ in bound), h), h, law)
+    laws = []
+    for _ in run.stops(set(positions)):
+        laws.append(_embedded(problem, run, inner))
+    return PeriodicCovariance(np.array(positions), tuple(laws), period)
+
+
+def _settled(bound: Bound, h: Array, size: int) -> tuple[Evolution, NDArray[np.bool_]]:
+    """The law of unit noise at the start of a period, and which eigenvalues do not forget theirs."""
+    run = _Run(bound, StepFamily((o for o, _ in bound), h), h, still(size, h.size))
+    for _ in run.stops({sum(count for _, count in bound)}):
+        pass
+    return run.evolution.repeated_forever()
+
+
+def _embedded(problem: Problem, run: _Run, inner: tuple[NDArray[np.intp], ...]) -> TransientCovariance:
+    """The law of the directions that move, with zeros for the flat ones."""
+    noise, evolution = problem.rotated_noise, run.evolution
+    nothing = np.zeros_like(noise)
+
+    def parts(a: int, b: int) -> tuple[Array, Array]:
+        built = np.zeros_like(noise)
+        built[inner] = evolution.injected(a, b, noise[inner])
+        return nothing, built
+
+    return covariance_of(problem, run.optimizer, run.now, parts, np.diagonal(noise) > problem.noise_level)
+
+
+class _Run:
+    """An evolution through the phases of a schedule, and the mean where one is given."""
+
+    def __init__(
+        self,
+        bound: Bound,
+        family: StepFamily,
+        h: Array,
+        evolution: Evolution,
+        mean: Extended | None = None,
+        target: Array | None = None,
+    ) -> None:
+        self._bound, self._family, self._h, self._target = bound, family, h, target
+        self.evolution, self.now, self.optimizer = evolution, 0, bound[0][0]
+        self.mean = Extended.of(np.zeros((1, 1, h.size))) if mean is None else mean
+
+    def stops(self, times: set[int]) -> Iterator[str]:
+        """Go on to each of the times; gives the name of the phase."""
+        pending = sorted(times, reverse=True)
+        begin = 0
+        for index, (optimizer, count) in enumerate(self._bound):
+            end = begin + count
+            where = f"{phase_name(index, begin, end)} of {optimizer!r}"
+            while pending and pending[-1] <= end:
+                self._advance(optimizer, pending.pop() - self.now, where)
+                yield where
+            if pending:
+                self._advance(optimizer, end - self.now, where)
+            begin = end
+
+    def check(self, finite: bool, where: str) -> None:
+        """Raise `DivergenceError` unless a result is finite."""
+        check_growth(finite, self._family(self.optimizer)[0], self._h, where)
+
+    def _advance(self, optimizer: Optimizer, count: int, where: str) -> None:
+        if not count:
+            return
+        self.optimizer = optimizer
+        steps, push = self._family(optimizer)
+        self.evolution = self.evolution.advance(steps, count)
+        if self._target is not None:
+            self.mean = mean_after(steps, count, self.mean, None if push is None else push.scaled(self._target))
+        self.now += count
+        self.check(self.evolution.finite() and self.mean.finite(), where)
+
+
+def _bind(optimizer: Optimizer, schedule: Schedule) -> Bound:
+    if not isinstance(schedule, Schedule):
+        raise InvalidProblemError(f"schedule must be a Schedule, as Schedule([Phase(1000, lr=0.1)]), got {schedule!r}")
+    return schedule.bind(recursion(optimizer).optimizer)
+
+
+def _times(record: object, steps: int, default: tuple[int, ...]) -> tuple[int, ...]:
+    """Checked, increasing times within the schedule."""
+    if record is None:
+        return tuple(dict.fromkeys(default))
+    given = np.asarray(record)
+    if given.ndim != 1 or not given.size:
+        raise InvalidProblemError(f"record must be a list of times, got {record!r}")
+    times = tuple(whole_number("a time in record", t) for t in (given.tolist() if given.dtype.kind in "iu" else given))
+    for earlier, later in itertools.pairwise(times):
+        if later <= earlier:
+            raise InvalidProblemError(f"the times in record must increase, got {earlier} before {later}")
+    if times[-1] > steps:
+        raise InvalidProblemError(f"record asks for time {times[-1]}, but the schedule ends after {steps} steps")
+    return times
