@@ -3,18 +3,22 @@
 =========================  ===========================================================================
 `stationary_covariance`    thousands of replicas of a run, stepped at once -> `Estimate`
 `transient_covariance`     the same a number of steps after a start -> `TransientEstimate`
+`trajectory`               the law and the excess risk over time, through a schedule -> `Trajectory`
 `autocovariance`           of states a lag apart, at the stationary law -> `AutocovarianceEstimate`
 `average_covariance`       of the mean of successive states there -> `AverageEstimate`
 `compare`                  an estimate against a predicted covariance -> `Agreement`
 `torch_optimizer`          the real ``torch.optim`` object behind a rule; `from_torch` the reverse
+`schedule_from_torch`      the schedule that a real ``torch.optim.lr_scheduler`` follows
 =========================  ===========================================================================
 """
 
 from .. import __version__ as __version__
 from .agreement import Agreement, compare
 from .averages import AutocovarianceEstimate, AverageEstimate, autocovariance, average_covariance
+from .schedules import schedule_from_torch
 from .stationary import Estimate, stationary_covariance
 from .torch_optimizers import from_torch, torch_optimizer
+from .trajectory import Trajectory, trajectory
 from .transient import TransientEstimate, transient_covariance
 
 __all__ = [
@@ -22,12 +26,15 @@ __all__ = [
     "AutocovarianceEstimate",
     "AverageEstimate",
     "Estimate",
+    "Trajectory",
     "TransientEstimate",
     "autocovariance",
     "average_covariance",
     "compare",
     "from_torch",
+    "schedule_from_torch",
     "stationary_covariance",
     "torch_optimizer",
+    "trajectory",
     "transient_covariance",
 ]
