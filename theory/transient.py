@@ -85,9 +85,9 @@ def transient_covariance(
     >>> from sgdcov.theory import sgd
     >>> formula = transient_covariance(sgd)
     >>> print(formula.parts["propagated"])
-    p_i(k)*p_j(k)*start_w_w
+    start_w_w*p_i(k)*p_j(k)
     >>> print(formula.parts["injected"])
-    Sigma_ij*(1 - p_i(k)*p_j(k))
+    Sigma_ij*(-p_i(k)*p_j(k) + 1)
     >>> formula.where[sp.Symbol("r_i", real=True)]
     -h_i*lr + 1
     """
@@ -117,7 +117,7 @@ def transient_mean(rule: UpdateRule | Optimizer, *, roots: Roots = "distinct") -
     --------
     >>> from sgdcov.theory import sgd
     >>> print(transient_mean(sgd(lr=0.5)))
-    m_i(k) = p_i(k)*(start_w - w_star) + w_star
+    m_i(k) = w_star + (start_w - w_star)*p_i(k)
     """
     optimizer = rule.free() if isinstance(rule, UpdateRule) else as_optimizer(rule)
     power = matrix_power(optimizer, H_I, optimizer.rule.slots[:1])
@@ -213,7 +213,7 @@ def learning_rate_change(rule: UpdateRule | Optimizer, *, roots: tuple[Roots, Ro
     >>> from sgdcov.theory import sgd
     >>> drop = learning_rate_change(sgd)
     >>> print(drop.expression)
-    Sigma_ij*(1 - p_i(k)*p_j(k)) + p_i(k)*p_j(k)*start_w_w
+    Sigma_ij*(-p_i(k)*p_j(k) + 1) + start_w_w*p_i(k)*p_j(k)
     >>> print(drop.where[sp.Symbol("start_w_w", real=True)])
     c_ij*lr_before/(-h_i*h_j*lr_before + h_i + h_j)
     """
