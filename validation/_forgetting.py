@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..numerics import pair_covariance
 from ..theory import Optimizer, recursion
 
-__all__ = ["Forgetting"]
+__all__ = ["Forgetting", "growth"]
 
 Array = NDArray[np.float64]
 
@@ -35,11 +35,7 @@ class Forgetting:
     @classmethod
     def of(cls, optimizer: Optimizer, eigenvalues: Array, slots: tuple[str, ...]) -> Forgetting:
         """Evaluate the recursion at the eigenvalues, all of them stable and not flat."""
-        layers = recursion(optimizer).increment_coefficients
-        size = len(optimizer.rule.slots)
-        transition = np.broadcast_to(np.eye(size), (len(eigenvalues), size, size)).copy()
-        for power, layer in enumerate(layers):
-            transition += np.array(layer, dtype=np.float64) * eigenvalues[:, None, None] ** power
+        transition = _transitions(optimizer, eigenvalues)
         covariance = np.asarray(pair_covariance(optimizer, eigenvalues, eigenvalues), dtype=np.float64)
         return cls(transition, covariance, tuple(optimizer.rule.slots.index(name) for name in slots))
 
@@ -64,3 +60,19 @@ class Forgetting:
             middle = (low + high) // 2
             low, high = (low, middle) if self.share(middle) <= share else (middle, high)
         return high
+
+
+def growth(optimizer: Optimizer, eigenvalues: Array) -> tuple[float, float]:
+    """The eigenvalue along which a state grows fastest, and the factor by which it grows in a step."""
+    factors = np.max(np.abs(np.linalg.eigvals(_transitions(optimizer, eigenvalues))), axis=1)
+    worst = int(np.argmax(factors))
+    return float(eigenvalues[worst]), float(factors[worst])
+
+
+def _transitions(optimizer: Optimizer, eigenvalues: Array) -> Array:
+    """A(h) at every eigenvalue h, shape (n, m, m)."""
+    size = len(optimizer.rule.slots)
+    transition = np.broadcast_to(np.eye(size), (len(eigenvalues), size, size)).copy()
+    for power, layer in enumerate(recursion(optimizer).increment_coefficients):
+        transition += np.array(layer, dtype=np.float64) * eigenvalues[:, None, None] ** power
+    return transition

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,9 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ..errors import HyperparameterError, InvalidProblemError, InvalidRuleError, NonStationaryError
+from ..errors import DivergenceError, HyperparameterError, InvalidProblemError, InvalidRuleError, NonStationaryError
 from ..numerics import LeastSquares, Quadratic
 from ..theory import Optimizer
+from ._forgetting import growth
 from ._gradients import Gradient, GradientSource, gradient_source
 from ._progress import progress_bar
 from .torch_optimizers import torch_optimizer
@@ -149,15 +150,23 @@ def advance(
     *,
     progress: bool,
     before: Callable[[int], None] | None = None,
+    stepping: Callable[[int], Optimizer] | None = None,
+    recorded: Container[int] = (),
 ) -> None:
     """Take steps; ``before`` is called with the number of steps done before each, ``after`` after each.
 
+    ``stepping`` tells which optimizer makes the step of a number, where it is not the setup's. Iterates are looked at
+    from time to time, at the end, and after every step in ``recorded``: their squares must be finite.
+
     Raises
     ------
+    DivergenceError
+        If iterates of an unstable optimizer are no longer finite.
     NonStationaryError
-        If iterates are no longer finite.
+        If those of another are not, which the noise of minibatches can do.
     """
-    gradients, optimizer = setup.source.gradients, setup.optimizer
+    gradients = setup.source.gradients
+    optimizer = setup.optimizer if stepping is None else stepping(1)
     small = run.read("w").numel() <= TOO_SMALL_TO_SHARE
     with torch.no_grad(), _one_thread(small), progress_bar(steps, repr(optimizer), progress) as show:
         for step in range(1, steps + 1):
@@ -165,14 +174,22 @@ def advance(
                 before(step - 1)
             run.step(next(gradients))
             show(step)
+            looked_at = step % STEPS_PER_CHECK == 0 or step == steps or step in recorded
+            if looked_at and not bool(torch.isfinite(torch.square(run.read("w"))).all()):
+                last = optimizer if stepping is None else stepping(step)
+                raise _diverged(setup, last, f"after {step} of {steps} steps")
             after(step)
-            if (step % STEPS_PER_CHECK == 0 or step == steps) and not bool(torch.isfinite(run.read("w")).all()):
-                raise NonStationaryError(
-                    f"{optimizer!r} with {setup.source.kind} diverged: iterates are no longer finite after {step} of "
-                    f"{steps} steps. An unstable learning rate grows beyond all numbers if it lasts; and noise that "
-                    f"grows with the distance from the optimum needs a smaller learning rate, or a larger batch, than "
-                    f"the law with additive noise does."
-                )
+
+
+def _diverged(setup: Setup, optimizer: Optimizer, when: str) -> DivergenceError | NonStationaryError:
+    eigenvalue, factor = growth(optimizer, np.asarray(np.linalg.eigvalsh(setup.quadratic.hessian), dtype=np.float64))
+    if factor > 1.0:
+        return DivergenceError(f"{optimizer!r} {when}", eigenvalue, factor)
+    return NonStationaryError(
+        f"{optimizer!r} with {setup.source.kind} diverged: iterates are no longer finite {when}, although the law with "
+        f"additive noise is stationary. Noise that grows with the distance from the optimum needs a smaller learning "
+        f"rate or a larger batch."
+    )
 
 
 def read_slots(run: Run, slots: tuple[str, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:

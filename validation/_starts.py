@@ -93,7 +93,7 @@ def _burnt_in(setup: Setup, optimizer: Optimizer, *, progress: bool) -> Begun:
     burn_in, transient = burn_in_steps(setup, optimizer, slots)
     fixed = numerics.stationary_mean(optimizer, setup.quadratic.hessian, setup.quadratic.optimum, slots=slots)
     run = setup.new_run(optimizer, _at(setup, fixed))
-    advance(run, setup, burn_in, lambda step: None, progress=progress)
+    advance(run, setup, burn_in, lambda step: None, progress=progress, stepping=lambda step: optimizer)
     return Begun([run.read(slot) for slot in slots], f"{burn_in} steps of {optimizer!r}", burn_in, transient)
 
 

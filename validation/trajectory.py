@@ -188,8 +188,10 @@ def trajectory(
         that makes a scheduler.
     HyperparameterError
         If a hyper-parameter is not bound, or outside its domain in some phase.
-    NonStationaryError
-        If iterates left the finite numbers.
+    UnstableError, NonStationaryError
+        If a burn-in is asked for and has no stationary law.
+    DivergenceError
+        If iterates left the finite numbers (NonStationaryError if that is the noise of minibatches).
 
     Examples
     --------
@@ -247,15 +249,18 @@ def trajectory(
     if 0 in wanted:
         states[0] = read_slots(run, setup.slots)
         summaries.add(read_slots(run, ("w",)))
-    advance(run, setup, records[-1], take, before=change, progress=progress)
-    # The optimizer of a record is the one that made its last step.
-    last = [phases[max(0, int(np.searchsorted(plan.ends, step)))][0] for step in records]
+
+    def stepping(step: int) -> Optimizer:
+        """What makes the step of this number, the first of all for number 0."""
+        return phases[int(np.searchsorted(plan.ends, step))][0]
+
+    advance(
+        run, setup, records[-1], take, before=change, progress=progress, stepping=stepping, recorded=wanted
+    )  # fmt: skip
     trace, trace_error, risk, risk_error = np.array(summaries.found).T
     return Trajectory(
         times=np.array(records, dtype=np.int64),
-        estimates=tuple(
-            estimate_at(setup, begun, step, states[step], made) for step, made in zip(records, last, strict=True)
-        ),
+        estimates=tuple(estimate_at(setup, begun, step, states[step], stepping(step)) for step in records),
         trace=trace,
         trace_standard_error=trace_error,
         excess_risk=risk,

@@ -161,7 +161,9 @@ def transient_covariance(
     InvalidProblemError
         If an argument does not fit, or a start is no covariance.
     UnstableError, NonStationaryError
-        If a burn-in is asked for and has no stationary law, or iterates left the finite numbers.
+        If a burn-in is asked for and has no stationary law.
+    DivergenceError
+        If iterates left the finite numbers (NonStationaryError if that is the noise of minibatches).
     InvalidRuleError
         If ``engine="torch.optim"`` has no object for the rule.
     HyperparameterError
@@ -194,7 +196,7 @@ def transient_covariance(
         if step in wanted:
             samples[step] = read_slots(run, setup.slots)
 
-    advance(run, setup, times[-1], take, progress=progress)
+    advance(run, setup, times[-1], take, progress=progress, recorded=wanted)
     estimates = tuple(estimate_at(setup, begun, time, samples[time], optimizer) for time in times)
     return estimates if isinstance(steps, Iterable) else estimates[0]
 

@@ -9,7 +9,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from sgdcov import numerics
-from sgdcov.errors import HyperparameterError, InvalidProblemError, InvalidRuleError, NonStationaryError
+from sgdcov.errors import DivergenceError, HyperparameterError, InvalidProblemError, InvalidRuleError
 from sgdcov.numerics import LeastSquares, Phase, Quadratic, Schedule
 from sgdcov.theory import heavy_ball, nesterov, polyak, qhm, sam, sgd, sgdw, with_ema
 from sgdcov.validation import compare, schedule_from_torch, trajectory
@@ -191,10 +191,22 @@ def test_a_phase_may_be_unstable():
     run = trajectory(sgd(), schedule, problem, record=(6, 26), replicas=2000, rng=5, progress=False)
     assert_agrees(run, one_by_one(sgd(), schedule), problem, (np.zeros((3, 3)), problem.optimum))
     assert run.trace[0] > 10 * run.trace[1]
-    with pytest.raises(NonStationaryError, match="no longer finite"):
-        trajectory(
-            sgd(), Schedule.constant(2000, lr=1.5), problem, record=(2000,), replicas=2, rng=5, progress=False
-        )
+    growing = Schedule([Phase(6, lr=0.1), Phase(1200, lr=1.5), Phase(5, lr=0.1)])
+    for record in (None, (1200,), (600,)):  # 2^600 is finite, its square is not
+        with pytest.raises(DivergenceError, match=r"sgd\(lr=1.5\) after .* factor 2 in every step"):
+            trajectory(sgd(), growing, problem, record=record, replicas=2, rng=5, progress=False)
+
+
+def test_a_cycle_that_is_repeated_has_its_periodic_law_at_every_position():
+    problem, optimizer = non_commuting(), heavy_ball(momentum=0.5)
+    cycle = Schedule.cyclic(0.1, 0.9, up=3)
+    predicted = numerics.periodic_covariance(optimizer, cycle, problem.hessian, problem.noise, record=range(6))
+    once = np.linalg.multi_dot([brute_force.OneStep.of(o, problem).transition for o in one_by_one(optimizer, cycle)])
+    assert np.abs(np.linalg.eigvals(once)).max() ** 30 < 1e-6  # the start is forgotten after 30 cycles
+    run = trajectory(optimizer, 31 * cycle, problem, record=range(180, 186), replicas=4000, rng=9, progress=False)
+    for index, estimate in enumerate(run.estimates):
+        assert compare(estimate, predicted.covariance[index]).p_value > 1e-4
+        assert compare(estimate, predicted.covariance[(index + 3) % 6]).p_value < 1e-6
 
 
 def test_minibatches_agree_at_small_learning_rates():
