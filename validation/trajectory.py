@@ -222,6 +222,7 @@ def trajectory(
         engine=engine, rng=rng, device=device,
     )  # fmt: skip
     begun = begin(setup, start, mean, progress=progress)
+    ends = np.array(plan.ends)
     starts = dict(zip((0, *plan.ends), phases, strict=False))
     summaries = _Summaries(setup)
     states: dict[int, Array] = {}
@@ -252,7 +253,7 @@ def trajectory(
 
     def stepping(step: int) -> Optimizer:
         """What makes the step of this number, the first of all for number 0."""
-        return phases[int(np.searchsorted(plan.ends, step))][0]
+        return phases[int(np.searchsorted(ends, step))][0]
 
     advance(
         run, setup, records[-1], take, before=change, progress=progress, stepping=stepping, recorded=wanted
