@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import sympy as sp
 
-from ..errors import ProofError
+from ..errors import HyperparameterError, ProofError
 from ._exact import is_zero, present
 from .assumptions import Assumption
 from .references import bibtex
@@ -43,6 +43,10 @@ class Proof:
 
     def __repr__(self) -> str:
         return f"<Proof of {self.formula}: {_count(self.claims)} exactly>"
+
+
+def _complex_root(x: Any) -> Any:
+    return (x + 0j) ** 0.5
 
 
 def _count(claims: tuple[str, ...]) -> str:
@@ -252,6 +256,13 @@ class Formula:
     def lambdify(self, modules: str | list[Any] = "numpy") -> Callable[..., Any]:
         """Return the right-hand side as a function of keyword arguments named by role.
 
+        Characteristic roots may be complex; what is made of them is real, and its real part is returned.
+
+        Raises
+        ------
+        HyperparameterError
+            By the function, where the right-hand side is undefined: the form for distinct roots at critical damping.
+
         Examples
         --------
         >>> from sgdcov.theory import sgd, stationary_covariance
@@ -259,12 +270,27 @@ class Formula:
         1.0
         """
         roles = tuple(self.symbols)
-        function = sp.lambdify([self.symbols[r] for r in roles], self.explicit(), modules=modules)
+        given: list[Any] = [modules] if isinstance(modules, str) else list(modules)
+        known = [{"sqrt": _complex_root}, *given] if self.where else given
+        function = sp.lambdify([self.symbols[r] for r in roles], self.explicit(), modules=known)
 
         def evaluate(**values: Any) -> Any:
             if set(values) != set(roles):
                 raise TypeError(f"{self.id} is a function of {', '.join(roles)}; got {', '.join(values) or 'nothing'}.")
-            return function(*(values[r] for r in roles))
+            if not self.where:
+                return function(*(values[r] for r in roles))
+            try:
+                value = function(*(values[r] for r in roles)).real
+                undefined = value != value
+            except ZeroDivisionError:
+                undefined = True
+            if bool(undefined.any() if hasattr(undefined, "any") else undefined):
+                raise HyperparameterError(
+                    f"{self.id} is undefined at {values}: two characteristic roots are equal; ask for the form with "
+                    f"roots='repeated'.",
+                    name="roots",
+                )
+            return value
 
         return evaluate
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import mpmath
+import numpy as np
 import pytest
 import sympy as sp
 from cases import NUMBERS, bound
@@ -253,6 +254,22 @@ def test_the_mean_of_many_iterates_forgets_how_they_were_made():
         for optimizer in (sgd(lr=sp.Rational(1, 5)), heavy_ball(lr=sp.Rational(1, 5), momentum=sp.Rational(1, 2))):
             scaled = average_covariance(optimizer).lambdify("mpmath")(**values) * 10**6
             assert abs(scaled / _mp(C / (H_I * H_J)) - 1) < 1e-4
+
+
+def test_lambdified_transients_are_real_in_every_regime():
+    """Floats and arrays of times, under-damped and over-damped directions together; critical damping is refused."""
+    optimizer = heavy_ball(lr=1, momentum=sp.Rational(1, 4))
+    evaluate = transient_covariance(optimizer).lambdify()
+    start = {"start_w_w": 1.0, "start_w_v": 0.0, "start_v_w": 0.0, "start_v_v": 0.0}
+    times = np.arange(9)
+    found = evaluate(k=times, h_i=float(STEEP), h_j=float(FLAT), c_ij=0.5, **start)
+    assert found.dtype == np.float64
+    with mpmath.workdps(DIGITS):
+        begin = mpmath.matrix([[1, 0], [0, 0]])
+        exact = [stepped(optimizer, STEEP, FLAT, 0.5, begin, int(k))[0, 0] for k in times]
+    np.testing.assert_allclose(found, np.array(exact, dtype=float), rtol=0, atol=1e-14)
+    with pytest.raises(HyperparameterError, match="roots='repeated'"), np.errstate(all="ignore"):
+        evaluate(k=3, h_i=float(CRITICAL), h_j=float(FLAT), c_ij=0.5, **start)
 
 
 def test_what_has_no_closed_form_is_refused():
