@@ -63,8 +63,10 @@ def steps_of(increment: Sequence[Sequence[Fraction]], gain: Sequence[Sequence[Fr
     """A step from the ascending coefficients in h of the entries of D, row by row, and of b."""
     m, n = len(gain), h.size
     values = polynomial_values([*increment, *gain], h)
-    parts = (values[: m * m], values[m * m :])
-    increments, gains = (Extended(v.hi.reshape(m, -1, n), v.lo.reshape(m, -1, n)) for v in parts)
+    increments, gains = (
+        Extended(v.hi.reshape(m, columns, n), v.lo.reshape(m, columns, n))
+        for v, columns in ((values[: m * m], m), (values[m * m :], 1))
+    )
     return Steps(increments + identity(m, n), gains)
 
 
@@ -133,11 +135,11 @@ class Evolution:
             mirror(out, rows, columns, kernel.hi[b, a] * noise[rows, columns])
         return out
 
-    def propagated(self, a: int, b: int, start: Array) -> Array:
+    def propagated(self, a: int, b: int, start: Extended) -> Array:
         """What is left, in slots a and b, of the covariance ``start`` of shape (m, m, n, n) in the eigenbasis."""
-        out = np.empty(start.shape[2:])
+        out = np.empty(start.hi.shape[2:])
         for rows, columns in self.tiles:
-            law = Extended.of(start[:, :, rows, columns])
+            law = start[:, :, rows, columns]
             for first, second in ((a, b), (b, a)) if a != b else ((a, b),):
                 left = self.power[first : first + 1, :, rows, None]
                 right = self.power[second : second + 1, :, None, columns]

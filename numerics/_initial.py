@@ -11,6 +11,7 @@ whose drive is a polynomial in h, exactly 0 without weight decay.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from fractions import Fraction
@@ -20,13 +21,16 @@ import numpy as np
 import sympy as sp
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import InvalidProblemError
+from ..errors import InvalidProblemError, NonStationaryError
 from ..theory import Optimizer, recursion
 from ._arrays import positive_semidefinite, rounding_level, vector
 from ._directions import Directions
 from ._evolution import Steps
 from ._extended import Extended, polynomial_values
 from ._kernel import to_fraction
+from ._problem import Problem
+from ._settled import settled_law
+from .stationary import StationaryCovariance
 
 __all__ = ["Law", "drive", "initial_law", "initial_mean", "mean_after", "rest_factors", "start_level"]
 
@@ -45,15 +49,19 @@ class Law(Protocol):
         """The covariance of two slots."""
 
 
-def initial_law(optimizer: Optimizer, start: Law | ArrayLike | None, directions: Directions) -> Array | None:
-    """The covariance of all slots at the start in the eigenbasis, shape (m, m, d, d); None where it is 0."""
+def initial_law(problem: Problem, start: Law | ArrayLike | None) -> Extended | None:
+    """The covariance of all slots at the start in the eigenbasis, shape (m, m, d, d); None where it is 0.
+
+    A stationary law on the same Hessian is computed again to twice the digits; any other start is taken as it is.
+    """
+    optimizer, directions = problem.optimizer, problem.directions
     slots, d = optimizer.rule.slots, directions.eigenvalues.size
     if start is None:
         return None
     if not isinstance(start, Law):
         w = directions.rotate(positive_semidefinite("start", start, dim=d))
         r = np.array([float(c) for c in rest_factors(optimizer)])
-        return np.asarray(np.multiply.outer(np.outer(r, r), w))
+        return Extended.of(np.asarray(np.multiply.outer(np.outer(r, r), w)))
     if start.slots != slots:
         raise InvalidProblemError(
             f"start is a law of the slots {', '.join(start.slots)}, but {optimizer.rule.name} has {', '.join(slots)}; "
@@ -62,6 +70,11 @@ def initial_law(optimizer: Optimizer, start: Law | ArrayLike | None, directions:
     size = start.block(slots[0], slots[0]).shape[0]
     if size != d:
         raise InvalidProblemError(f"start is a law of {size} parameters, but hessian has shape ({d}, {d})")
+    if isinstance(start, StationaryCovariance):
+        before = start._problem
+        if before.root is None and np.array_equal(before.hessian, problem.hessian) and _same_basis(before, problem):
+            with contextlib.suppress(NonStationaryError):  # a hair from the edge double-double does not settle
+                return settled_law(before)
     basis = directions.basis
     out = np.empty((len(slots), len(slots), d, d))
     for p, a in enumerate(slots):
@@ -72,12 +85,17 @@ def initial_law(optimizer: Optimizer, start: Law | ArrayLike | None, directions:
             else:
                 out[p, q] = block if basis is None else basis.T @ block @ basis
                 out[q, p] = out[p, q].T
-    return out
+    return Extended.of(out)
 
 
-def start_level(start: Array | None) -> float:
+def _same_basis(a: Problem, b: Problem) -> bool:
+    one, other = a.directions.basis, b.directions.basis
+    return one is None or other is None or np.array_equal(one, other)
+
+
+def start_level(start: Extended | None) -> float:
     """Up to which variance the weights count as at rest at the start: the rounding of the rotation."""
-    return 0.0 if start is None else rounding_level(start[0, 0])
+    return 0.0 if start is None else rounding_level(start.hi[0, 0])
 
 
 def initial_mean(optimizer: Optimizer, start: ArrayLike, optimum: Array, directions: Directions) -> Extended:

@@ -16,15 +16,15 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import NonStationaryError
 from ..theory import Optimizer, recursion
 from ._arrays import positive_semidefinite, whole_number
 from ._directions import eigen_directions
-from ._evolution import Evolution, Steps, mirror, step_matrices, still
+from ._evolution import Steps, mirror, still
 from ._extended import Extended, identity
 from ._kernel import mean_kernel, pair_kernel, to_fraction
 from ._margins import check_stable
 from ._problem import Problem, make_problem
+from ._settled import moving_noise, settled
 from .transient import slot_index
 
 __all__ = ["autocorrelation_time", "autocovariance", "average_covariance"]
@@ -69,11 +69,11 @@ def autocovariance(
     problem = make_problem(optimizer, hessian, noise, None)
     a, b = (slot_index(problem.optimizer, name) for name in slots)
     count = whole_number("lag", lag)
-    law, steps = _stationary(problem)
+    law, steps = settled(problem)
     power = still(len(problem.optimizer.rule.slots), law.power.hi.shape[2]).power
     if count:
         power = powers_and_sums(steps, count)[0]
-    c = _moving_noise(problem)
+    c = moving_noise(problem)
     out = np.empty_like(c)
     row = power[a : a + 1]
     for (rows, columns), kernel in law.parts():
@@ -113,11 +113,11 @@ def average_covariance(optimizer: Optimizer, hessian: ArrayLike, noise: ArrayLik
     """
     problem = make_problem(optimizer, hessian, noise, None)
     count = whole_number("window", window, least=1)
-    law, steps = _stationary(problem)
+    law, steps = settled(problem)
     size, n = law.power.hi.shape[1:]
     _, _, sums = powers_and_sums(steps, count)
     weights = (sums - identity(size, n).scaled(_extended(count)).scaled(0.5))[:1]
-    c = _moving_noise(problem)
+    c = moving_noise(problem)
     out = np.empty_like(c)
     for (rows, columns), kernel in law.parts():
         total = weights[:, :, rows, None] @ kernel[:, :1] + kernel[:1] @ weights[:, :, None, columns].transposed
@@ -197,28 +197,6 @@ def powers_and_sums(steps: Steps, count: int) -> tuple[Extended, Extended, Exten
 def _extended(n: int) -> Extended:
     hi = float(n)
     return Extended(np.asarray(hi), np.asarray(float(n - int(hi))))
-
-
-def _stationary(problem: Problem) -> tuple[Evolution, Steps]:
-    """The stationary law of the directions that move for unit noise, and one step of them."""
-    problem.check()
-    directions = problem.directions
-    steps = step_matrices(problem.optimizer, directions.eigenvalues[directions.moving])
-    one = still(steps.gain.hi.shape[0], steps.gain.hi.shape[2]).advance(steps, 1)
-    law, kept = one.repeated_forever()
-    if kept.any():
-        worst = float(directions.eigenvalues[directions.moving][kept][0])
-        raise NonStationaryError(
-            f"{problem.optimizer!r} is too close to the stability edge along the direction with Hessian eigenvalue "
-            f"{worst:.6g}: it has not forgotten its start after 1e19 steps",
-            modes=(worst,),
-        )
-    return law, steps
-
-
-def _moving_noise(problem: Problem) -> Array:
-    moving = problem.directions.moving
-    return problem.rotated_noise[np.ix_(moving, moving)]
 
 
 def _with_flat(problem: Problem, inner: Array) -> Array:

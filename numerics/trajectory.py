@@ -152,7 +152,7 @@ def trajectory(
     h, d = directions.eigenvalues, directions.eigenvalues.size
     times = _times(record, schedule.steps, (0, *schedule.ends))
     target = np.zeros(d) if optimum is None else vector("optimum", optimum, dim=d)
-    law = initial_law(bound[0][0], start, directions)
+    law = initial_law(problem, start)
     rest = rest_factors(bound[0][0])
     centred = initial_mean(bound[0][0], target if mean is None else mean, target, directions)
     family = StepFamily((o for o, _ in bound), h, rest)

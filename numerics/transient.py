@@ -188,8 +188,9 @@ def transient_covariance(
 
     Notes
     -----
-    The numbers of a ``start`` are taken as they are; from there nothing is lost: in the eigenbasis every entry of each
-    of the two parts is correct to a few units in the last place, for up to :math:`10^{12}` steps.
+    In the eigenbasis every entry of each of the two parts is correct to a few units in the last place, for up to
+    :math:`10^{12}` steps.  For that, a stationary ``start`` on the same Hessian is computed again to twice the digits;
+    the numbers of any other start are taken as they are.
 
     Examples
     --------
@@ -206,7 +207,7 @@ def transient_covariance(
     """
     problem = make_problem(optimizer, hessian, noise, None)
     count = whole_number("steps", steps)
-    law = initial_law(problem.optimizer, start, problem.directions)
+    law = initial_law(problem, start)
     h = problem.directions.eigenvalues
     evolution = still(len(problem.optimizer.rule.slots), h.size)
     if count:
@@ -219,12 +220,12 @@ def transient_covariance(
     return result
 
 
-def parts_of(problem: Problem, evolution: Evolution, law: Array | None) -> tuple[Parts, NDArray[np.bool_]]:
+def parts_of(problem: Problem, evolution: Evolution, law: Extended | None) -> tuple[Parts, NDArray[np.bool_]]:
     """What is left of a start and what noise has built, as functions of two slots, and which directions can vary."""
     noise = problem.rotated_noise
     heard = np.diagonal(noise) > problem.noise_level
     if law is not None:
-        heard = heard | (np.diagonal(law[0, 0]) > start_level(law))
+        heard = heard | (np.diagonal(law.hi[0, 0]) > start_level(law))
 
     def parts(a: int, b: int) -> tuple[Array, Array]:
         with np.errstate(over="ignore", invalid="ignore"):
