@@ -17,13 +17,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from ... import __version__
 from ...errors import InvalidProblemError, SgdcovError
-from . import checks
-from .cases import DEFAULT_SEED, SETUPS, cases
+from . import checks, time_checks
+from .cases import DEFAULT_SEED, SETUPS, Case, cases
 from .controls import controls
 from .problems import load_problems
 from .report import write_report
-from .result import ControlResult, ProofCheck, Row, Verification
+from .result import ControlResult, ProofCheck, Row, TimeRow, Verification
 from .table import WIDTH, print_verification
+from .time_cases import QUESTIONS, TimeCase, time_cases
+from .time_controls import TimeControl, time_controls
 
 __all__ = ["main", "verify"]
 
@@ -86,7 +88,8 @@ def verify(
         Fewer replicas, still every rule.
     seed : int
     only : sequence of str
-        Patterns ``RULE`` or ``RULE/PROBLEM``, with wildcards; everything where there are none.
+        Patterns ``RULE``, ``RULE/PROBLEM`` or ``RULE/PROBLEM/QUESTION``, with wildcards; everything where there are
+        none.
     show : callable
         Called with what is running, how many runs are done, and how many there are.
 
@@ -101,33 +104,29 @@ def verify(
     """
     started = time.perf_counter()
     rows_to_run = cases(quick=quick, seed=seed, only=only)
-    controls_to_run = controls(quick=quick, seed=seed, only=only)
-    if not rows_to_run:
+    timed_to_run = time_cases(quick=quick, seed=seed, only=only)
+    controls_to_run = (
+        *controls(quick=quick, seed=seed, only=only),
+        *time_controls(quick=quick, seed=seed, only=only),
+    )
+    if not rows_to_run and not timed_to_run:
         raise InvalidProblemError(
             f"nothing fits --only {' '.join(only)}; the rules are {', '.join(s.rule.name for s in SETUPS)}, "
-            f"the problems {', '.join(p.name for p in load_problems())}"
+            f"the problems {', '.join(p.name for p in load_problems())}, "
+            f"the questions about time {', '.join(QUESTIONS)}"
         )
-    planned = len(rows_to_run) + len(controls_to_run)
+    planned = len(rows_to_run) + len(timed_to_run) + len(controls_to_run)
     rows: list[Row] = []
+    timed: list[TimeRow] = []
     results: list[ControlResult] = []
     interrupted = False
     try:
-        proofs: dict[str, ProofCheck] = {}
-        for case in rows_to_run:
-            rule = case.optimizer.rule
-            proof = None
-            if rule.name not in proofs:
-                show(f"proving {rule.name}", len(rows), planned)
-                try:
-                    proof = proofs[rule.name] = checks.prove(rule)
-                except SgdcovError as error:
-                    rows.append(Row(case, refusal=f"{type(error).__name__}: {error}"))
-                    continue
-            show(f"{case.key}, {case.engine}", len(rows), planned)
-            rows.append(checks.run_row(case, proof))
+        _run_rows(rows_to_run, rows, lambda text: show(text, len(rows), planned))
+        _run_time_rows(timed_to_run, timed, lambda text: show(text, len(rows) + len(timed), planned))
         for control in controls_to_run:
-            show(f"{control.key}, wrong prediction: {control.name}", len(rows) + len(results), planned)
-            results.append(checks.run_control(control))
+            show(f"{control.key}, wrong prediction: {control.name}", len(rows) + len(timed) + len(results), planned)
+            measured = time_checks.run_time_control if isinstance(control, TimeControl) else checks.run_control
+            results.append(measured(control))
     except KeyboardInterrupt:
         interrupted = True
     return Verification(
@@ -139,7 +138,40 @@ def verify(
         quick=quick,
         seconds=time.perf_counter() - started,
         versions=_versions(),
+        timed=tuple(timed),
     )
+
+
+def _run_rows(cases_to_run: Sequence[Case], rows: list[Row], show: Callable[[str], None]) -> None:
+    proofs: dict[str, ProofCheck] = {}
+    for case in cases_to_run:
+        rule = case.optimizer.rule
+        proof = None
+        if rule.name not in proofs:
+            show(f"proving {rule.name}")
+            try:
+                proof = proofs[rule.name] = checks.prove(rule)
+            except SgdcovError as error:
+                rows.append(Row(case, refusal=f"{type(error).__name__}: {error}"))
+                continue
+        show(f"{case.key}, {case.engine}")
+        rows.append(checks.run_row(case, proof))
+
+
+def _run_time_rows(cases_to_run: Sequence[TimeCase], rows: list[TimeRow], show: Callable[[str], None]) -> None:
+    proved: set[tuple[str, str]] = set()
+    for case in cases_to_run:
+        proof, name = None, (case.optimizer.rule.name, case.question)
+        if name not in proved:
+            show(f"proving {case.optimizer.rule.name}, {case.text}")
+            try:
+                proof = time_checks.prove(case)
+            except SgdcovError as error:
+                rows.append(TimeRow(case, refusal=f"{type(error).__name__}: {error}"))
+                continue
+            proved.add(name)
+        show(f"{case.key}, {case.engine}")
+        rows.append(time_checks.run_time_row(case, proof))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -157,8 +189,8 @@ def _parser() -> argparse.ArgumentParser:
         "--only",
         nargs="+",
         default=(),
-        metavar="RULE/PROBLEM",
-        help="only these rows and their wrong predictions, as sgd, 'sgd/digits' or '*/diabetes'",
+        metavar="RULE/PROBLEM/QUESTION",
+        help="only these rows and their wrong predictions, as sgd, 'sgd/digits', '*/diabetes' or '*/*/drop'",
     )
     return parser
 

@@ -14,8 +14,9 @@ import numpy as np
 from .cases import SETUPS
 from .figures import FIGURES, draw_figures
 from .problems import load_problems
-from .result import FALSE_ALARM_RATE, ControlResult, Row, Verification
-from .table import control_grid, notes, row_grid
+from .result import FALSE_ALARM_RATE, ControlResult, Row, TimeRow, Verification
+from .table import control_grid, notes, row_grid, time_grid
+from .time_cases import QUESTIONS
 
 __all__ = ["write_report"]
 
@@ -59,7 +60,12 @@ def as_markdown(verification: Verification, figures: list[Path]) -> str:
         "Every rule has three answers to the question how widely its iterates scatter: a derived and proved formula "
         "(theory), a solved equation (numerics), a measured run (validation).",
     ]
-    for grid in (row_grid(verification.rows, threshold), control_grid(verification.controls, threshold)):
+    grids = (
+        row_grid(verification.rows, threshold),
+        time_grid(verification.timed, threshold),
+        control_grid(verification.controls, threshold),
+    )
+    for grid in grids:
         parts += [f"## {grid.title}", grid.markdown() if grid.rows else "None."]
     parts.append("\n".join(f"- {note}" for note in notes(verification)))
     parts += [f"![{FIGURES[path.name]}]({path.name})\n\n{FIGURES[path.name]}" for path in figures]
@@ -96,6 +102,8 @@ def as_json(verification: Verification) -> dict[str, Any]:
             for p in load_problems()
         },
         "rows": [_row(row, threshold) for row in verification.rows],
+        "questions": dict(QUESTIONS),
+        "over_time": [_time_row(row, threshold) for row in verification.timed],
         "controls": [_control(control) for control in verification.controls],
     }
     plain: dict[str, Any] = _plain(found)
@@ -111,6 +119,26 @@ def _row(row: Row, threshold: float) -> dict[str, Any]:
         "proof": _numbers(row.proof),
         "theory_vs_numerics": _numbers(row.theory),
         "numerics_vs_measured": _numbers(row.measurement),
+    }
+
+
+def _time_row(row: TimeRow, threshold: float) -> dict[str, Any]:
+    m = row.measurement
+    return {
+        **_run(row.case),
+        "question": row.case.question,
+        "steps": row.case.steps,
+        "lr_before": None if row.case.before is None else float(row.case.before.values["lr"]),
+        "record": list(row.case.record),
+        "engine": row.case.engine,
+        "disagreements": row.disagreements(threshold),
+        "proof": _numbers(row.proof),
+        "theory_vs_numerics": _numbers(row.theory),
+        "numerics_vs_measured": {
+            **_numbers(m),
+            "p_values": list(m.p_values) if m else [],
+            "mean_p_values": list(m.mean_p_values) if m else [],
+        },
     }
 
 

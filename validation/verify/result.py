@@ -14,8 +14,21 @@ from numpy.typing import NDArray
 
 from .cases import Case
 from .controls import ControlCase
+from .time_cases import TimeCase
+from .time_controls import TimeControl
 
-__all__ = ["FALSE_ALARM_RATE", "ControlResult", "Measurement", "ProofCheck", "Row", "TheoryCheck", "Verification"]
+__all__ = [
+    "FALSE_ALARM_RATE",
+    "ControlResult",
+    "Measurement",
+    "ProofCheck",
+    "Row",
+    "TheoryCheck",
+    "TimeMeasurement",
+    "TimeRow",
+    "TimeTheoryCheck",
+    "Verification",
+]
 
 Array = NDArray[np.float64]
 
@@ -159,13 +172,97 @@ class Row:
         return found
 
 
+@dataclass(frozen=True)
+class TimeTheoryCheck:
+    """Theory's formula over time in 50 digits against numerics' arrays.
+
+    Attributes
+    ----------
+    error, tolerance : float
+        Largest error of the weights' covariance, each entry relative to the standard deviations it belongs to.
+    mean_error, mean_tolerance : float
+        Of the mean after a fixed start, relative to its largest entry; 0 where the question is not about it.
+    seconds : float
+    """
+
+    error: float
+    tolerance: float
+    mean_error: float
+    mean_tolerance: float
+    seconds: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every error is within what rounding explains."""
+        return self.error <= self.tolerance and self.mean_error <= self.mean_tolerance
+
+
+@dataclass(frozen=True, eq=False)
+class TimeMeasurement:
+    """A measured run against numerics' prediction.
+
+    Attributes
+    ----------
+    p_values, mean_p_values : tuple of float
+        For the covariance, and the mean where it is asked for, at every time that is looked at.
+    relative_error, expected_relative_error : float
+        Of the covariance of the weights at the last of these times: in the Frobenius norm, and what Monte Carlo alone
+        would give.
+    replicas : int
+    start : str
+        Where the replicas started, in words.
+    seconds : float
+    """
+
+    p_values: tuple[float, ...]
+    mean_p_values: tuple[float, ...]
+    relative_error: float
+    expected_relative_error: float
+    replicas: int
+    start: str
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class TimeRow:
+    """One row of the table over time."""
+
+    case: TimeCase
+    proof: ProofCheck | None = None
+    theory: TimeTheoryCheck | None = None
+    measurement: TimeMeasurement | None = None
+    refusal: str | None = None
+
+    @property
+    def p_values(self) -> tuple[float, ...]:
+        """The p-values that count: all."""
+        return () if self.measurement is None else (*self.measurement.p_values, *self.measurement.mean_p_values)
+
+    def disagreements(self, threshold: float) -> list[str]:
+        """What does not agree, in words."""
+        found = [] if self.refusal is None else [self.refusal]
+        if self.theory is not None and not self.theory.agrees:
+            t = self.theory
+            found.append(
+                f"theory and numerics differ by {t.error:.1e} (tolerance {t.tolerance:.1e}), in the mean by "
+                f"{t.mean_error:.1e} ({t.mean_tolerance:.1e})"
+            )
+        if self.measurement is not None:
+            kinds = {"covariance": self.measurement.p_values, "mean": self.measurement.mean_p_values}
+            for kind, values in kinds.items():
+                for step, p in zip(self.case.record, values, strict=False):
+                    if not p >= threshold:
+                        found.append(f"measured and predicted {kind} differ: p = {p:.1e} (at {step} steps)")
+        return found
+
+
 @dataclass(frozen=True, eq=False)
 class ControlResult:
     """A wrong prediction against a measured run, and the right one against the same run.
 
     Attributes
     ----------
-    case : ControlCase
+    case : ControlCase or TimeControl
     p_value : float
         Of the wrong prediction; it must be below the threshold.
     right_p_value : float
@@ -175,7 +272,7 @@ class ControlResult:
     seconds : float
     """
 
-    case: ControlCase
+    case: ControlCase | TimeControl
     p_value: float
     right_p_value: float
     size: float
@@ -190,6 +287,8 @@ class Verification:
     ----------
     rows : tuple of Row
     controls : tuple of ControlResult
+    timed : tuple of TimeRow
+        The rows over time.
     planned : int
         Rows and controls that were to run.
     interrupted : bool
@@ -207,11 +306,12 @@ class Verification:
     quick: bool
     seconds: float
     versions: dict[str, str]
+    timed: tuple[TimeRow, ...] = ()
 
     @property
     def comparisons(self) -> int:
         """The number of p-values that count."""
-        return sum(len(row.p_values) for row in self.rows) + len(self.controls)
+        return sum(len(row.p_values) for row in (*self.rows, *self.timed)) + len(self.controls)
 
     @property
     def threshold(self) -> float:
@@ -224,6 +324,8 @@ class Verification:
         found = []
         for row in self.rows:
             found += [f"{row.case.key}, {row.case.engine}: {text}" for text in row.disagreements(self.threshold)]
+        for timed in self.timed:
+            found += [f"{timed.case.key}, {timed.case.engine}: {text}" for text in timed.disagreements(self.threshold)]
         for control in self.controls:
             name = f"control {control.case.name}, {control.case.key}"
             if not control.p_value < self.threshold:
@@ -247,11 +349,12 @@ class Verification:
     @property
     def verdict(self) -> str:
         """The verdict in one line."""
-        counted = sum(row.counts for row in self.rows)
+        counted = sum(row.counts for row in self.rows) + len(self.timed)
         done = f"{counted} rows, {len(self.controls)} controls"
         seconds = f"{self.seconds:.0f} s"
         if self.status == "interrupted":
-            return f"INTERRUPTED after {len(self.rows) + len(self.controls)} of {self.planned} runs: no verdict."
+            finished = len(self.rows) + len(self.timed) + len(self.controls)
+            return f"INTERRUPTED after {finished} of {self.planned} runs: no verdict."
         if self.status == "disagree":
             cut = ", interrupted" if self.interrupted else ""
             return f"DISAGREEMENT: {len(self.disagreements)} finding(s) in {done} ({seconds}{cut})."

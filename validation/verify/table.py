@@ -9,9 +9,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .result import FALSE_ALARM_RATE, ControlResult, Row, Verification
+from .result import FALSE_ALARM_RATE, ControlResult, Row, TimeRow, Verification
+from .time_cases import DROP
 
-__all__ = ["APPROXIMATE", "WIDTH", "Grid", "control_grid", "notes", "print_verification", "row_grid"]
+__all__ = ["APPROXIMATE", "WIDTH", "Grid", "control_grid", "notes", "print_verification", "row_grid", "time_grid"]
 
 #: Columns that the tables need.
 WIDTH = 132
@@ -85,6 +86,38 @@ def row_grid(rows: Sequence[Row], threshold: float) -> Grid:
     return Grid("Derived, solved, measured", header, right, tuple(lines), tuple(bad))
 
 
+def time_grid(rows: Sequence[TimeRow], threshold: float) -> Grid:
+    """The rows over time as a table."""
+    header = (
+        "question", "rule", "problem", "run by", "lr", "claims", "theory vs\nnumerics",
+        "measured error\n(by chance)", "p", "p of\nmean", "time", "",
+    )  # fmt: skip
+    right = (False, False, False, False, True, True, True, True, True, True, True, False)
+    lines, bad = [], []
+    for row in rows:
+        wrong = bool(row.disagreements(threshold))
+        m, t, case = row.measurement, row.theory, row.case
+        lr = f"{case.optimizer.values['lr']:.2g}"
+        lines.append(
+            (
+                case.text,
+                case.optimizer.rule.name,
+                case.problem.name,
+                RUN_BY[case.engine],
+                lr if case.before is None else f"{case.before.values['lr']:.2g}/{DROP}",
+                str(row.proof.claims) if row.proof else "",
+                f"{t.error:.1e}" if t else "",
+                f"{m.relative_error:.2%} ({m.expected_relative_error:.2%})" if m else "",
+                p_text(min(m.p_values)) if m else "",
+                p_text(min(m.mean_p_values)) if m and m.mean_p_values else "",
+                f"{(m.seconds if m else 0.0) + (t.seconds if t else 0.0):.1f} s",
+                "DIFFERS" if wrong else "agrees",
+            )
+        )
+        bad.append(wrong)
+    return Grid("Over time", header, right, tuple(lines), tuple(bad))
+
+
 def control_grid(controls: Sequence[ControlResult], threshold: float) -> Grid:
     """The wrong predictions as a table."""
     header = ("wrong prediction", "it supposes", "rule", "problem", "wrong by", "p", "p of the\nright one", "time", "")
@@ -126,6 +159,7 @@ def notes(verification: Verification) -> list[str]:
             f"belongs to; at most {closest:.0%} of what rounding explains. For pairs of eigenvalues, numerics' entries "
             f"are off by at most {max(t.pair_error for t in checked):.1e} of themselves."
         )
+    found += _time_notes(verification.timed)
     flat = [row for row in measured if row.measurement and row.measurement.flat]
     if flat:
         moved = max(row.measurement.moved for row in flat if row.measurement)
@@ -137,11 +171,26 @@ def notes(verification: Verification) -> list[str]:
     return found
 
 
+def _time_notes(rows: Sequence[TimeRow]) -> list[str]:
+    if not rows:
+        return []
+    text = (
+        "Over time: so many steps after the learning rate of a stationary run drops to a quarter, or after a start at "
+        "w = 0; weights with themselves so many steps earlier (lag); the mean of so many stationary iterates. "
+        "Schedules start at w = 0 and are looked at three times, of which the table shows the least p and the last "
+        "error; in torch.optim a real lr_scheduler makes them."
+    )
+    closest = [row.theory.error / row.theory.tolerance for row in rows if row.theory is not None]
+    return [text + (f" Theory vs numerics is at most {max(closest):.0%} of what rounding explains." if closest else "")]
+
+
 def print_verification(verification: Verification, console: Console) -> None:
     """Print the tables, the notes, what disagrees, and last the verdict."""
     threshold = verification.threshold
     if verification.rows:
         console.print(row_grid(verification.rows, threshold).rich())
+    if verification.timed:
+        console.print(time_grid(verification.timed, threshold).rich())
     if verification.controls:
         console.print(control_grid(verification.controls, threshold).rich())
     for note in notes(verification):
