@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -20,8 +19,10 @@ from .. import stationary
 from . import closed_form
 from .cases import Setup, seed_of, setup_of
 from .controls import commuting_covariance, sde_covariance
+from .figure_style import GREY, MEASURED, STYLE, THEORY, WRONG, panels
 from .problems import Problem, load_problems
 from .result import Verification
+from .time_figure import CAPTION, draw_over_time
 
 __all__ = ["FIGURES", "draw_figures"]
 
@@ -36,14 +37,7 @@ FIGURES = {
     "Hessian, and the ellipses of two standard deviations that each prediction gives.",
     "learning_rates.png": "Mean excess risk tr(H S)/2 against the learning rate, up to the stability edge: the exact "
     "law, the continuous-time limit, and measured runs with error bars of two standard errors.",
-}
-THEORY, WRONG, MEASURED, GREY = "#0b5fa5", "#d1495b", "#1b1b1b", "#8a8f98"
-STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "lines.markeredgewidth": 0,
+    "over_time.png": CAPTION,
 }
 #: Shares of the largest stable learning rate that are measured.
 SHARES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.975)
@@ -55,6 +49,7 @@ def draw_figures(verification: Verification, folder: Path, *, show: Show) -> lis
         lambda: _entries(verification),
         lambda: _ellipses(verification),
         lambda: _learning_rates(verification),
+        lambda: draw_over_time(verification.seed, quick=verification.quick),
     ]
     written: list[Path] = []
     with matplotlib.rc_context(STYLE):
@@ -83,7 +78,7 @@ def _entries(verification: Verification) -> Figure | None:
             chosen[name] = (row.case, row.measurement)
     if not chosen:
         return None
-    figure, axes = _panels(2, len(chosen), height=4.8, ratios=(3, 1.2))
+    figure, axes = panels(2, len(chosen), height=4.8, ratios=(3, 1.2))
     for (case, m), (above, below) in zip(chosen.values(), axes.T, strict=True):
         live = np.ix_(case.problem.live, case.problem.live)
         deviation = np.sqrt(np.diag(m.predicted[live]))
@@ -140,7 +135,7 @@ def _ellipses(verification: Verification) -> Figure:
     plane = vectors[:, [first, second]]
     cloud = (estimate.samples[0] - problem.quadratic.optimum) @ plane
     reach = 3.6 * np.sqrt(np.diag(plane.T @ right @ plane))
-    figure, axes = _panels(1, 2, height=4.2)
+    figure, axes = panels(1, 2, height=4.2)
     for panel, (name, covariance) in zip(axes[0], wrong.items(), strict=True):
         panel.plot(*cloud.T, ".", ms=2.2, mew=0, color=GREY, alpha=0.7, zorder=1)
         for label, value, color, style in (("exact", right, THEORY, "-"), (name, covariance, WRONG, "--")):
@@ -180,7 +175,7 @@ def _ellipse(covariance: Array) -> Array:
 def _learning_rates(verification: Verification) -> Figure:
     """Plain SGD and heavy ball on the problem that does not commute."""
     problem = load_problems()[0]
-    figure, axes = _panels(2, 2, height=5.0, ratios=(3, 1))
+    figure, axes = panels(2, 2, height=5.0, ratios=(3, 1))
     for (panel, below), rule in zip(axes.T, (sgd, heavy_ball), strict=True):
         setup = setup_of(rule)
         edge = numerics.max_learning_rate(setup.on(problem), problem.quadratic.hessian)
@@ -236,13 +231,3 @@ def _exact_risk(optimizer: Optimizer, problem: Problem) -> float:
 
 def _risk(covariance: Array, problem: Problem) -> float:
     return 0.5 * float(np.vdot(problem.quadratic.hessian, covariance))
-
-
-def _panels(rows: int, columns: int, *, height: float, ratios: tuple[float, ...] | None = None) -> tuple[Figure, Any]:
-    """A figure of panels in one style, and the array of its axes."""
-    figure = Figure(figsize=(max(4.2, 3.1 * columns if columns > 2 else 4.1 * columns), height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios)
-    for panel in axes.flat:
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.tick_params(labelsize=7)
-    return figure, axes

@@ -90,9 +90,9 @@ def time_grid(rows: Sequence[TimeRow], threshold: float) -> Grid:
     """The rows over time as a table."""
     header = (
         "question", "rule", "problem", "run by", "lr", "claims", "theory vs\nnumerics",
-        "measured error\n(by chance)", "p", "p of\nmean", "time", "",
+        "measured error\n(by chance)", "p", "p of\nmean", "",
     )  # fmt: skip
-    right = (False, False, False, False, True, True, True, True, True, True, True, False)
+    right = (False, False, False, False, True, True, True, True, True, True, False)
     lines, bad = [], []
     for row in rows:
         wrong = bool(row.disagreements(threshold))
@@ -110,7 +110,6 @@ def time_grid(rows: Sequence[TimeRow], threshold: float) -> Grid:
                 f"{m.relative_error:.2%} ({m.expected_relative_error:.2%})" if m else "",
                 p_text(min(m.p_values)) if m else "",
                 p_text(min(m.mean_p_values)) if m and m.mean_p_values else "",
-                f"{(m.seconds if m else 0.0) + (t.seconds if t else 0.0):.1f} s",
                 "DIFFERS" if wrong else "agrees",
             )
         )
@@ -175,8 +174,8 @@ def _time_notes(rows: Sequence[TimeRow]) -> list[str]:
     if not rows:
         return []
     text = (
-        "Over time: so many steps after the learning rate of a stationary run drops to a quarter, or after a start at "
-        "w = 0; weights with themselves so many steps earlier (lag); the mean of so many stationary iterates. "
+        "Over time: so many steps after the learning rate of a stationary run drops to a quarter (drop), or after "
+        "w = 0 (start); weights with themselves so many steps earlier (lag); the mean of so many stationary iterates. "
         "Schedules start at w = 0 and are looked at three times, of which the table shows the least p and the last "
         "error; in torch.optim a real lr_scheduler makes them."
     )

@@ -101,10 +101,10 @@ class TimeCase:
 
     @property
     def text(self) -> str:
-        """The question in two or three words."""
+        """The question in short."""
         return {
-            "drop": f"{self.steps} after drop",
-            "start": f"{self.steps} after w = 0",
+            "drop": f"drop + {self.steps}",
+            "start": f"start + {self.steps}",
             "step-decay": "step decay",
             "cosine": "cosine",
             "lag": f"lag {self.steps}",
