@@ -6,7 +6,7 @@ With Z the stationary covariance of all slots, the covariance of the state with 
 .. math:: \frac{1}{K^2} \big[ F Z + Z F^\top \big] , \qquad F = \sum_{s=0}^{K-1} (K - s) A^s - \tfrac{K}{2} I .
 
 All of it is summed by doubling in double-double arithmetic, Z included: with momentum the terms cancel (successive
-iterates are anti-correlated), and what is left of an average of :math:`10^9` iterates still has all its digits.
+iterates are anti-correlated), and what is left of an average of :math:`10^9` iterates has at least ten digits.
 """
 
 from __future__ import annotations
