@@ -5,16 +5,27 @@ import json
 
 import numpy as np
 import pytest
+from torch.optim.lr_scheduler import ConstantLR
 
 from sgdcov import numerics
 from sgdcov.theory import RULES, heavy_ball, with_ema
-from sgdcov.validation.verify import cases, checks, controls, main
+from sgdcov.validation.verify import (
+    cases,
+    checks,
+    controls,
+    main,
+    time_cases,
+    time_checks,
+    time_closed_form,
+    time_controls,
+)
 from sgdcov.validation.verify.cases import DEFAULT_SEED, SETUPS
 from sgdcov.validation.verify.command import verify
 from sgdcov.validation.verify.problems import load_problems
 from sgdcov.validation.verify.result import FALSE_ALARM_RATE
 
 SMALL = ("--quick", "--only", "sgd/noncommuting")
+TIMED = ("--quick", "--only", "heavy_ball/noncommuting/*")
 
 
 def test_a_true_law_agrees(capsys):
@@ -133,7 +144,7 @@ def test_an_interrupt_keeps_what_is_finished(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(checks, "measure", interrupted)
     assert main([*SMALL, "--report", str(tmp_path)]) == 130
     out = capsys.readouterr().out
-    assert "INTERRUPTED after 1 of 3 runs" in out
+    assert "INTERRUPTED after 1 of 8 runs" in out
     assert "agrees" in out
     assert json.loads((tmp_path / "report.json").read_text("utf-8"))["status"] == "interrupted"
 
@@ -155,7 +166,7 @@ def test_the_report_can_be_read(tmp_path):
     folder = tmp_path / "new" / "report"
     assert main([*SMALL, "--report", str(folder), "--seed", "7"]) == 0
     assert {f.name for f in folder.iterdir()} == {
-        "report.md", "report.json", "entries.png", "ellipses.png", "learning_rates.png",
+        "report.md", "report.json", "entries.png", "ellipses.png", "learning_rates.png", "over_time.png",
     }  # fmt: skip
     data = json.loads((folder / "report.json").read_text("utf-8"))
     assert data["status"] == "agree"
@@ -167,9 +178,13 @@ def test_the_report_can_be_read(tmp_path):
     assert row["proof"]["claims"] >= 4
     assert in_torch["engine"] == "torch.optim"
     assert control["p_value"] < data["threshold"] < control["right_p_value"]
+    assert [row["question"] for row in data["over_time"]] == ["drop", "drop", "start", "lag", "average"]
+    first = data["over_time"][0]
+    assert first["lr_before"] == 4 * first["hyperparameters"]["lr"]
+    assert 0 < first["theory_vs_numerics"]["error"] <= first["theory_vs_numerics"]["tolerance"] < 1e-13
     text = (folder / "report.md").read_text("utf-8")
     assert data["verdict"] in text
-    for name in ("entries.png", "ellipses.png", "learning_rates.png"):
+    for name in ("entries.png", "ellipses.png", "learning_rates.png", "over_time.png"):
         assert f"]({name})" in text
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
@@ -189,6 +204,65 @@ def test_a_seed_repeats_a_run_whatever_else_runs():
     (same,) = [c for c in cases.cases(quick=True, seed=3) if c.key == "sam/diabetes"]
     assert alone[0].seed == same.seed
     assert cases.cases(quick=True, seed=4, only=["sam/diabetes"])[0].seed != same.seed
+
+
+def test_every_rule_is_asked_about_a_drop_and_schedules_run_in_torch():
+    planned = time_cases.time_cases(quick=True, seed=0)
+    by_rule = {(c.optimizer.rule, c.problem.name) for c in planned if c.question == "drop" and c.engine == "rule"}
+    assert by_rule == {(r, p) for r in (*RULES, with_ema(heavy_ball)) for p in ("noncommuting", "diabetes")}
+    assert {c.question for c in planned} == set(time_cases.QUESTIONS)
+    in_torch = {(c.question, c.problem.name) for c in planned if c.engine == "torch.optim" and c.schedule is not None}
+    assert in_torch == {(q, p) for q in ("step-decay", "cosine") for p in ("noncommuting", "diabetes")}
+    assert len({c.seed for c in planned}) == len(planned)
+
+
+def test_questions_about_time_can_be_asked_alone(capsys):
+    assert main(TIMED) == 0
+    out = capsys.readouterr().out
+    assert "Over time" in out
+    assert "Derived, solved, measured" not in out
+    assert "AGREEMENT" in out
+    assert "9 rows, 2 controls" in out
+    assert "\u2026" not in out  # no column is cut
+
+
+def test_a_law_over_time_that_is_off_by_three_percent_fails(monkeypatch):
+    solve = time_checks.solve
+    monkeypatch.setattr(time_checks, "solve", lambda *args: [1.03 * np.asarray(law) for law in solve(*args)])
+    found = verify(quick=True, seed=0, only=["sgd/noncommuting/*"])
+    assert all(any("theory and numerics differ" in text for text in row.disagreements(0.0)) for row in found.timed[::2])
+
+
+def test_a_schedule_that_torch_does_not_follow_fails(monkeypatch):
+    (case,) = (
+        c for c in time_cases.time_cases(quick=True, seed=0, only=["heavy_ball/noncommuting/cosine"])
+        if c.engine == "torch.optim"
+    )  # fmt: skip
+    assert min(time_checks.measure(case).p_values) > 1e-4
+    constant = dataclasses.replace(case, scheduler=lambda optim: ConstantLR(optim, factor=1.0))
+    assert min(time_checks.measure(constant).p_values) < 1e-12
+
+
+def test_a_wrong_prediction_over_time_that_is_not_rejected_fails():
+    (control,) = time_controls.time_controls(quick=True, seed=0, only=["heavy_ball/diabetes/average"])
+    assert time_checks.run_time_control(control).p_value < 1e-12
+
+    def right(case):
+        return time_checks.solve(case, case.problem.quadratic.hessian)[0]
+
+    result = time_checks.run_time_control(dataclasses.replace(control, wrong=right))
+    assert result.p_value == result.right_p_value > 1e-4
+    found = verify(quick=True, seed=0, only=["sgd/noncommuting/lag"])
+    found = dataclasses.replace(found, controls=(result,))
+    assert (found.status, found.exit_code) == ("disagree", 1)
+
+
+def test_the_surrogate_with_one_rate_is_exact_without_momentum():
+    (control,) = time_controls.time_controls(quick=True, seed=0, only=["heavy_ball/noncommuting/drop"])[1:]
+    case = control.case
+    after, before = (o.replace(momentum=0.0) for o in (case.optimizer, case.before))
+    stated, exact = time_closed_form.early_phase_variances(after, before, case.steps, case.problem)
+    np.testing.assert_allclose(stated, exact, rtol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -223,5 +297,6 @@ def test_the_default_seed_is_in_the_help(capsys):
 
 def test_the_threshold_shares_the_false_alarm_rate():
     found = verify(quick=True, seed=1, only=["sgd/noncommuting"])
-    assert found.comparisons == 2 + 1
-    np.testing.assert_allclose(found.threshold, FALSE_ALARM_RATE / 3)
+    # Rule and torch.optim; drop in both, start with its mean, lag and average; one wrong prediction.
+    assert found.comparisons == 2 + (2 + 2 + 1 + 1) + 1
+    np.testing.assert_allclose(found.threshold, FALSE_ALARM_RATE / 9)

@@ -19,7 +19,7 @@ from ... import __version__
 from ...errors import InvalidProblemError, SgdcovError
 from . import checks, time_checks
 from .cases import DEFAULT_SEED, SETUPS, Case, cases
-from .controls import controls
+from .controls import ControlCase, controls
 from .problems import load_problems
 from .report import write_report
 from .result import ControlResult, ProofCheck, Row, TimeRow, Verification
@@ -105,7 +105,7 @@ def verify(
     started = time.perf_counter()
     rows_to_run = cases(quick=quick, seed=seed, only=only)
     timed_to_run = time_cases(quick=quick, seed=seed, only=only)
-    controls_to_run = (
+    controls_to_run: tuple[ControlCase | TimeControl, ...] = (
         *controls(quick=quick, seed=seed, only=only),
         *time_controls(quick=quick, seed=seed, only=only),
     )
@@ -125,8 +125,10 @@ def verify(
         _run_time_rows(timed_to_run, timed, lambda text: show(text, len(rows) + len(timed), planned))
         for control in controls_to_run:
             show(f"{control.key}, wrong prediction: {control.name}", len(rows) + len(timed) + len(results), planned)
-            measured = time_checks.run_time_control if isinstance(control, TimeControl) else checks.run_control
-            results.append(measured(control))
+            if isinstance(control, TimeControl):
+                results.append(time_checks.run_time_control(control))
+            else:
+                results.append(checks.run_control(control))
     except KeyboardInterrupt:
         interrupted = True
     return Verification(

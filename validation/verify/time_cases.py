@@ -17,8 +17,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
 from ...numerics import Schedule
 from ...theory import Optimizer, heavy_ball, nesterov, sgd
+from .._runs import Engine
 from ..schedules import SchedulerFactory
-from .cases import REPLICAS, SETUPS, Engine, Setup, matches, seed_of, setup_of
+from .cases import REPLICAS, SETUPS, Setup, matches, seed_of, setup_of
 from .problems import Problem, load_problems
 
 __all__ = ["DROP", "PLAIN", "QUESTIONS", "Question", "TimeCase", "on_time_problems", "time_cases", "wanted"]

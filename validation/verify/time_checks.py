@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from ... import numerics
 from ...errors import SgdcovError
-from ...numerics import TransientCovariance
+from ...numerics import StationaryCovariance, TransientCovariance
+from ...theory import Optimizer
 from .. import agreement, averages, transient
 from ..averages import AutocovarianceEstimate
 from ..stationary import Estimate
@@ -150,43 +151,57 @@ def _means(case: TimeCase, hessian: Array, slots: tuple[str, ...]) -> list[Array
     return list(path.mean)
 
 
-def run(case: TimeCase, slots: tuple[str, ...] | None = None) -> list[Estimate | AutocovarianceEstimate]:
-    """Measured covariances, one for each time that is looked at; of all slots where numerics has them."""
-    optimizer, quadratic = case.optimizer, case.problem.quadratic
-    engine = "torch.optim" if case.engine == "torch.optim" else "rule"
+def run(case: TimeCase, slots: tuple[str, ...] | None = None) -> Sequence[Estimate | AutocovarianceEstimate]:
+    """Measured covariances, one for each time that is looked at; of all slots after a drop or a start."""
+    quadratic = case.problem.quadratic
     if case.schedule is not None:
         path = trajectory(
-            optimizer,
-            case.scheduler if engine == "torch.optim" and case.scheduler is not None else case.schedule,
+            case.optimizer,
+            case.scheduler if case.engine == "torch.optim" and case.scheduler is not None else case.schedule,
             quadratic,
             mean=np.zeros(quadratic.dim),
             record=case.record,
             replicas=case.replicas,
-            engine=engine,
+            engine=case.engine,
             rng=case.seed,
             progress=False,
         )
-        return list(path.estimates)
+        return path.estimates
     if case.question in ("lag", "average"):
         ask = averages.autocovariance if case.question == "lag" else averages.average_covariance
-        return [
-            ask(
-                optimizer, quadratic, case.steps, replicas=case.replicas, engine=engine, rng=case.seed, progress=False,
-                start="burn-in" if case.runs_in else "law",
-            )
-        ]  # fmt: skip
-    if case.before is None:
-        start = np.zeros(quadratic.dim)
-    else:
-        start = case.before if case.runs_in else numerics.stationary_covariance(
-            case.before, quadratic.hessian, quadratic.noise
-        )  # fmt: skip
-    return [
-        transient.transient_covariance(
-            optimizer, quadratic, case.steps, start=start, replicas=case.replicas, slots=slots or optimizer.rule.slots,
-            engine=engine, rng=case.seed, progress=False,
+        found: AutocovarianceEstimate | Estimate = ask(
+            case.optimizer,
+            quadratic,
+            case.steps,
+            start="burn-in" if case.runs_in else "law",
+            replicas=case.replicas,
+            engine=case.engine,
+            rng=case.seed,
+            progress=False,
         )
-    ]  # fmt: skip
+        return [found]
+    after = transient.transient_covariance(
+        case.optimizer,
+        quadratic,
+        case.steps,
+        start=_start(case),
+        replicas=case.replicas,
+        slots=slots or case.optimizer.rule.slots,
+        engine=case.engine,
+        rng=case.seed,
+        progress=False,
+    )
+    return [after]
+
+
+def _start(case: TimeCase) -> Optimizer | StationaryCovariance | Array:
+    """Where replicas start: at w = 0, or at the stationary law before a drop, which they reach or are drawn from."""
+    quadratic = case.problem.quadratic
+    if case.before is None:
+        return np.zeros(quadratic.dim)
+    if case.runs_in:
+        return case.before
+    return numerics.stationary_covariance(case.before, quadratic.hessian, quadratic.noise)
 
 
 def _units(case: TimeCase, covariance: Array) -> Array:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from ... import numerics
 from ...theory import Optimizer, heavy_ball, polyak
+from .._runs import Engine
 from . import closed_form, time_closed_form
-from .cases import Engine, Setup
+from .cases import Setup
 from .controls import REPLICAS
 from .problems import Problem
 from .time_cases import PLAIN, Question, TimeCase, case_of, on_time_problems, wanted
