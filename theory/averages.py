@@ -22,7 +22,7 @@ from .formula import Formula, Step
 from .powers import MatrixPower, Roots, characteristic_sequence, matrix_power, sequence_at
 from .recursion import as_optimizer
 from .stationary import C_IJ, H_I, H_J, stationary_covariance
-from .transient import grouped, stationary_symbols
+from .transient import grouped, stationary_symbols, root_latex
 from .update_rule import Optimizer, UpdateRule
 
 __all__ = ["autocorrelation_time", "autocovariance", "average_covariance", "sandwich_limit"]
@@ -82,7 +82,7 @@ def autocovariance(
         where={**{z: limit.solution[z] for z in settled}, **where},
         identities=power.identities(),
         lemmas=(limit, characteristic_sequence(optimizer, roots, slots=slots)),
-        symbol_latex={**limit.symbol_latex},
+        symbol_latex={**limit.symbol_latex, **root_latex(where)},
     )
 
 
@@ -178,7 +178,11 @@ def average_covariance(
         where={**{z: limit.solution[z] for z in settled}, **where_i, **where_j},
         identities=(*powers[0].identities(), *_sum_identities(powers[0])),
         lemmas=(limit, *(characteristic_sequence(optimizer, form) for form in dict.fromkeys(roots))),
-        symbol_latex={**limit.symbol_latex},
+        symbol_latex={
+            **limit.symbol_latex,
+            shown.lhs: r"\overline{\Sigma}_{ij}",
+            **root_latex([*where_i, *where_j]),
+        },
     )
 
 

@@ -16,6 +16,7 @@ solution).
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import replace
 
 import sympy as sp
@@ -141,7 +142,7 @@ def transient_mean(rule: UpdateRule | Optimizer, *, roots: Roots = "distinct") -
         where=where,
         identities=power.identities(),
         lemmas=(limit, characteristic_sequence(optimizer, roots)),
-        symbol_latex={**limit.symbol_latex, W_STAR: r"w^{*}_i"},
+        symbol_latex={**limit.symbol_latex, W_STAR: r"w^{*}_i", **root_latex(where)},
     )
 
 
@@ -181,7 +182,11 @@ def _covariance_formula(optimizer: Optimizer, slots: tuple[str, str], roots: tup
         parts=parts,
         identities=powers[0].identities(),
         lemmas=(limit, *(characteristic_sequence(optimizer, form, slots=slots) for form in dict.fromkeys(roots))),
-        symbol_latex=limit.symbol_latex,
+        symbol_latex={
+            **limit.symbol_latex,
+            **root_latex([*where_i, *where_j]),
+            **{s: limit.symbol_latex[z] + "(0)" for s, z in zip(start, settled, strict=True)},
+        },
     )
 
 
@@ -280,6 +285,11 @@ def momentum_convention_gap(*, roots: tuple[Roots, Roots] | None = None) -> Form
         ),
         identities=(*pytorch.identities, *_same_answer_to_noise()),
         lemmas=(*pytorch.lemmas, *original.lemmas),
+        symbol_latex={
+            **pytorch.symbol_latex,
+            shown.lhs: r"\Delta_{ij}",
+            **{new: rf"\big[{original.symbol_latex[old]}\big]_{{\mathrm{{Polyak}}}}" for old, new in own.items()},
+        },
     )
 
 
@@ -349,6 +359,18 @@ def _start_before(optimizer: Optimizer, transient: Formula) -> dict[sp.Expr, sp.
             if symbol is not None:
                 starts[symbol] = stationary_covariance(optimizer, (first, second)).expression.subs(lr, LR_BEFORE)
     return starts
+
+
+def root_latex(where: Iterable[sp.Expr]) -> dict[sp.Symbol, str]:
+    """Return how the symbols of characteristic roots are typeset."""
+    letters = {"r": "r", "r_plus": "r_{+", "r_minus": "r_{-", "rho": r"\rho", "omega": r"\omega"}
+    names: dict[sp.Symbol, str] = {}
+    for symbol in (s for s in where if isinstance(s, sp.Symbol)):
+        base, _, index = symbol.name.rpartition("_")
+        if index in ("i", "j") and base in letters:
+            letter = letters[base]
+            names[symbol] = f"{letter},{index}}}" if "{" in letter else f"{letter}_{index}"
+    return names
 
 
 def stationary_symbols(optimizer: Optimizer, names: tuple[str, ...]) -> sp.Matrix:
