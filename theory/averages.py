@@ -22,7 +22,7 @@ from .formula import Formula, Step
 from .powers import MatrixPower, Roots, characteristic_sequence, matrix_power, sequence_at
 from .recursion import as_optimizer
 from .stationary import C_IJ, H_I, H_J, stationary_covariance
-from .transient import grouped, stationary_symbols, root_latex
+from .transient import grouped, root_latex, stationary_symbols
 from .update_rule import Optimizer, UpdateRule
 
 __all__ = ["autocorrelation_time", "autocovariance", "average_covariance", "sandwich_limit"]
