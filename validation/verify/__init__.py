@@ -5,8 +5,8 @@
 ``cases``         which optimizers run on them, how long, and with which seed
 ``closed_form``   theory's formulas evaluated on a problem, in 30 digits
 ``checks``        a proof, theory against numerics, numerics against a measured run
-``time_cases``    what is asked about time: after a drop or a start, through a schedule, memory, averages
-``time_...``      the same three answers for it, closed forms, checks, controls and a figure
+``time_cases``    the same over time: after a drop or a start, through schedules, memory and averages, with
+                  closed forms, checks, controls and a figure in ``time_...``
 ``controls``      predictions known to be wrong, each of which must be rejected
 ``result``        what was found, and the verdict
 ``table``         the same as a table on a terminal

@@ -16,7 +16,7 @@ from .figures import FIGURES, draw_figures
 from .problems import load_problems
 from .result import FALSE_ALARM_RATE, ControlResult, Row, TimeRow, Verification
 from .table import control_grid, notes, row_grid, time_grid
-from .time_cases import QUESTIONS
+from .time_cases import PLAIN, QUESTIONS
 
 __all__ = ["write_report"]
 
@@ -70,7 +70,8 @@ def as_markdown(verification: Verification, figures: list[Path]) -> str:
     parts.append("\n".join(f"- {note}" for note in notes(verification)))
     parts += [f"![{FIGURES[path.name]}]({path.name})\n\n{FIGURES[path.name]}" for path in figures]
     parts += ["## Problems", "\n".join(f"- {_described(problem)}" for problem in load_problems())]
-    parts += ["## Hyper-parameters", "\n".join(f"- `{setup.rule.name}`: {_values(setup)}" for setup in SETUPS)]
+    named = [*((f"`{setup.rule.name}`", setup) for setup in SETUPS), ("schedules, and means of `heavy_ball`", PLAIN)]
+    parts += ["## Hyper-parameters", "\n".join(f"- {name}: {_values(setup)}" for name, setup in named)]
     versions = ", ".join(f"{name} {version}" for name, version in verification.versions.items())
     command = f"sgdcov verify{' --quick' if verification.quick else ''} --seed {verification.seed}"
     parts.append(f"`{command}` ({size} size, {verification.seconds:.0f} s) with {versions}.")

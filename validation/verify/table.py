@@ -177,7 +177,8 @@ def _time_notes(rows: Sequence[TimeRow]) -> list[str]:
         "Over time: so many steps after the learning rate of a stationary run drops to a quarter (drop), or after "
         "w = 0 (start); weights with themselves so many steps earlier (lag); the mean of so many stationary iterates. "
         "Schedules start at w = 0 and are looked at three times, of which the table shows the least p and the last "
-        "error; in torch.optim a real lr_scheduler makes them."
+        "error; in torch.optim a real lr_scheduler makes them. Drop and start are tested in all slots, the others in "
+        "the weights."
     )
     closest = [row.theory.error / row.theory.tolerance for row in rows if row.theory is not None]
     return [text + (f" Theory vs numerics is at most {max(closest):.0%} of what rounding explains." if closest else "")]
