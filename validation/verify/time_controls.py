@@ -121,7 +121,7 @@ _SLOW = Setup(heavy_ball, {"momentum": 0.9}, 0.1)
 _WRONG = (
     _Wrong("Polyak's drop", "the buffer holds lr", "drop", "torch.optim", polyak_drop, ("noncommuting", "diabetes")),
     _Wrong("settled", "it settles in 8 steps", "drop", "rule", settled, ("diabetes",)),
-    _Wrong("one rate", "a mode has one rate", "drop", "rule", one_rate, ("noncommuting",), _SLOW),
+    _Wrong("one rate", "one decay rate per mode", "drop", "rule", one_rate, ("noncommuting",), _SLOW),
     _Wrong("S/K", "iterates are independent", "average", "rule", independent, ("diabetes",)),
 )
 
