@@ -50,7 +50,7 @@ def test_unbound_hyperparameters_are_symbols_and_defaults_are_bound():
     freed = recursion(heavy_ball.free())
     assert {s.name for s in freed.transition.free_symbols} == {"h", "lr", "momentum", "dampening", "weight_decay"}
     with pytest.raises(HyperparameterError, match="momentum"):
-        recursion(heavy_ball(lr=1)).increment_coefficients  # noqa: B018
+        _ = recursion(heavy_ball(lr=1)).increment_coefficients
 
 
 def test_sam_uses_one_minibatch_for_both_gradients():

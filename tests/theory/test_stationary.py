@@ -65,8 +65,8 @@ def test_closed_form_sums_the_noise_of_all_past_steps(rule):
     with mpmath.workdps(50):
         state = []
         for h in (h_i, h_j):
-            step = lambda z, g, h=h: optimizer.step(z, lambda w: h * w + g)  # noqa: E731
-            state.append(tuple(mpmath.mpf(x.p) / x.q for x in map(sp.Rational, step((0,) * len(rule.slots), 1))))
+            kicked = optimizer.step((0,) * len(rule.slots), lambda w, h=h: h * w + 1)
+            state.append(tuple(mpmath.mpf(x.p) / x.q for x in map(sp.Rational, kicked)))
         hs = [mpmath.mpf(h.p) / h.q for h in (h_i, h_j)]
         values = {k: mpmath.mpf(sp.Rational(v).p) / sp.Rational(v).q for k, v in optimizer.values.items()}
         total = mpmath.matrix(len(rule.slots))
