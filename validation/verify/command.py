@@ -179,8 +179,8 @@ def _run_time_rows(cases_to_run: Sequence[TimeCase], rows: list[TimeRow], show: 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sgdcov verify",
-        description="Check on real data that derived, solved and measured stationary laws agree, for every rule, and "
-        "that wrong predictions are rejected. Exit code 0 only if both hold.",
+        description="Check on real data that derived, solved and measured laws agree, stationary and over time, for "
+        "every rule, and that wrong predictions are rejected. Exit code 0 only if both hold.",
     )
     parser.add_argument("--quick", action="store_true", help="fewer replicas, still every rule: under a minute")
     parser.add_argument(
