@@ -65,7 +65,7 @@ def autocovariance(
     power = matrix_power(optimizer, H_I, slots)
     values, where = sequence_at(power, "i", roots, LAG)
     limit = stationary_covariance(optimizer, slots)
-    settled = stationary_symbols(optimizer, power.slots)
+    settled = stationary_symbols(power.slots)
     row = power.at(values).row(power.slots.index(slots[0]))
     expression = grouped((row * settled)[power.slots.index(slots[1])], list(settled))
     shown = sp.Eq(sp.Function("Gamma_ij")(LAG), expression, evaluate=False)
@@ -156,7 +156,7 @@ def average_covariance(
     optimizer = as_optimizer(rule)
     powers = [matrix_power(optimizer, h, optimizer.rule.slots[:1]) for h in (H_I, H_J)]
     limit = stationary_covariance(optimizer)
-    settled = stationary_symbols(optimizer, powers[0].slots)
+    settled = stationary_symbols(powers[0].slots)
     (values_i, where_i), (values_j, where_j) = (
         sequence_at(power, index, form, WINDOW) for power, index, form in zip(powers, "ij", roots, strict=True)
     )
@@ -217,7 +217,7 @@ def sandwich_limit(rule: UpdateRule | Optimizer) -> Formula:
 def _sandwich(optimizer: Optimizer) -> Formula:
     powers = [matrix_power(optimizer, h, optimizer.rule.slots[:1]) for h in (H_I, H_J)]
     limit = stationary_covariance(optimizer)
-    settled = stationary_symbols(optimizer, powers[0].slots)
+    settled = stationary_symbols(powers[0].slots)
     gains = [(_resolvent(p) * p.noise_gain)[0] for p in powers]
     expression = present(C_IJ * gains[0] * gains[1], (H_I, H_J))
     left, right = ((p.transition * _resolvent(p)).row(0) for p in powers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -121,7 +122,7 @@ class Formula:
 
         The arithmetic is that of rational functions: an identity holds for all values of the symbols or not at all, and
         no simplification heuristic or number is involved. Of an approximation it is proved that it solves its own
-        defining equations, and nothing more.
+        defining equations, and nothing more. A formula does not change, so it is proved once.
 
         Raises
         ------
@@ -134,6 +135,10 @@ class Formula:
         >>> stationary_covariance(sgd).prove()
         <Proof of sgd.stationary_covariance: 2 claims hold exactly>
         """
+        return self._proof
+
+    @functools.cached_property
+    def _proof(self) -> Proof:
         started = time.perf_counter()
         claims: list[str] = []
         shown = self.equation.lhs

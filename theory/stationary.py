@@ -116,7 +116,7 @@ def _covariance_formula(optimizer: Optimizer, slots: tuple[str, str]) -> Formula
     step = recursion(optimizer)
     block, how = _solved_block(optimizer)
     names = optimizer.rule.slots
-    unknowns = {(a, b): _covariance_symbol(names[a], names[b]) for a in range(len(names)) for b in range(len(names))}
+    unknowns = {(a, b): covariance_symbol(names[a], names[b]) for a in range(len(names)) for b in range(len(names))}
     solution = {unknowns[key]: value for key, value in block.items()}
     shown = names.index(slots[0]), names.index(slots[1])
     expression = present(block[shown], (H_I, H_J))
@@ -249,7 +249,7 @@ def _recursion_equation(step: Recursion) -> sp.Eq:
     return sp.Eq(after, moved, evaluate=False)
 
 
-def _covariance_symbol(first: str, second: str) -> sp.Symbol:
+def covariance_symbol(first: str, second: str) -> sp.Symbol:
     return sp.Symbol("Sigma_ij" if first == second == "w" else f"Sigma_ij({first},{second})", real=True)
 
 

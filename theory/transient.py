@@ -27,7 +27,7 @@ from .formula import Formula, Step
 from .powers import TIME, Roots, characteristic_sequence, matrix_power, sequence_at
 from .recursion import as_optimizer
 from .rules import heavy_ball, polyak, sgd
-from .stationary import H_I, H_J, W_STAR, stationary_covariance, stationary_mean
+from .stationary import H_I, H_J, W_STAR, covariance_symbol, stationary_covariance, stationary_mean
 from .update_rule import Optimizer, UpdateRule
 
 __all__ = [
@@ -154,7 +154,7 @@ def _covariance_formula(optimizer: Optimizer, slots: tuple[str, str], roots: tup
     )
     names = powers[0].slots
     limit = stationary_covariance(optimizer, slots)
-    settled = stationary_symbols(optimizer, names)
+    settled = stationary_symbols(names)
     start = sp.Matrix(len(names), len(names), lambda a, b: sp.Symbol(f"start_{names[a]}_{names[b]}", real=True))
     left = powers[0].at(values_i).row(names.index(slots[0]))
     right = powers[1].at(values_j).row(names.index(slots[1]))
@@ -352,13 +352,11 @@ def _same_answer_to_noise() -> tuple[tuple[str, sp.Expr], ...]:
 def _start_before(optimizer: Optimizer, transient: Formula) -> dict[sp.Expr, sp.Expr]:
     """Return the start symbols of a transient as entries of the stationary law at the learning rate before."""
     lr = optimizer.rule["lr"].symbol
-    starts: dict[sp.Expr, sp.Expr] = {}
-    for first in optimizer.rule.slots:
-        for second in optimizer.rule.slots:
-            symbol = transient.symbols.get(f"start_{first}_{second}")
-            if symbol is not None:
-                starts[symbol] = stationary_covariance(optimizer, (first, second)).expression.subs(lr, LR_BEFORE)
-    return starts
+    law = stationary_covariance(optimizer)
+    known = {**law.solution, law.equation.lhs: law.expression}
+    slots = [(first, second) for first in optimizer.rule.slots for second in optimizer.rule.slots]
+    entries = {transient.symbols.get(f"start_{a}_{b}"): known[covariance_symbol(a, b)] for a, b in slots}
+    return {start: entry.subs(lr, LR_BEFORE) for start, entry in entries.items() if start is not None}
 
 
 def root_latex(where: Iterable[sp.Expr]) -> dict[sp.Symbol, str]:
@@ -373,9 +371,9 @@ def root_latex(where: Iterable[sp.Expr]) -> dict[sp.Symbol, str]:
     return names
 
 
-def stationary_symbols(optimizer: Optimizer, names: tuple[str, ...]) -> sp.Matrix:
+def stationary_symbols(names: tuple[str, ...]) -> sp.Matrix:
     """Return the matrix of the symbols that stand for the stationary covariances of some slots."""
-    return sp.Matrix([[stationary_covariance(optimizer, (a, b)).equation.lhs for b in names] for a in names])
+    return sp.Matrix([[covariance_symbol(a, b) for b in names] for a in names])
 
 
 def grouped(expression: sp.Expr, by: list[sp.Expr]) -> sp.Expr:
