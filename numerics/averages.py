@@ -25,7 +25,7 @@ from ._kernel import mean_kernel, pair_kernel, to_fraction
 from ._margins import check_stable
 from ._problem import Problem, make_problem
 from ._settled import moving_noise, settled
-from .transient import slot_index
+from ._slot_law import slot_index
 
 __all__ = ["autocorrelation_time", "autocovariance", "average_covariance"]
 

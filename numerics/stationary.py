@@ -18,10 +18,10 @@ commutes with H.  Three methods solve it, each by itself:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import scipy.linalg
@@ -34,6 +34,7 @@ from ._companion import companion, equation_residual, solve_by_doubling, solve_b
 from ._kernel import pair_kernel
 from ._margins import check_stable, has_unit_root
 from ._problem import Problem, make_problem
+from ._slot_law import SlotLaw
 
 __all__ = ["Method", "StationaryCovariance", "pair_covariance", "stationary_covariance"]
 
@@ -42,7 +43,7 @@ Method: TypeAlias = Literal["auto", "spectral", "doubling", "kronecker"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class StationaryCovariance:
+class StationaryCovariance(SlotLaw):
     """The stationary covariance of the weights, and on demand of every slot.  An array wherever one is expected.
 
     Attributes
@@ -61,57 +62,8 @@ class StationaryCovariance:
     _solve_block: Callable[[int, int], Array] = field(repr=False)
     _eigenbasis_value: Array | None = field(repr=False, default=None)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        if dtype is None or np.dtype(dtype) == self.value.dtype:
-            return self.value.copy() if copy else self.value
-        return self.value.astype(dtype)
-
     def __repr__(self) -> str:
         return f"StationaryCovariance({self.optimizer!r}, shape={self.value.shape}, method={self.method!r})"
-
-    @property
-    def slots(self) -> tuple[str, ...]:
-        """Names of the slots, the weights first."""
-        return self.optimizer.rule.slots
-
-    def block(self, a: str, b: str) -> Array:
-        """The covariance ``Cov(a, b)`` of two slots, shape (d, d).
-
-        Parameters
-        ----------
-        a, b : str
-            Slot names.
-
-        Returns
-        -------
-        ndarray, shape (d, d)
-
-        Raises
-        ------
-        InvalidProblemError
-            If the rule has no such slot.
-        """
-        return self._block(self._slot(a), self._slot(b))
-
-    def joint(self, slots: Sequence[str] | None = None) -> Array:
-        """The joint covariance of slots, stacked in the order given (all slots by default), shape (k d, k d).
-
-        Parameters
-        ----------
-        slots : sequence of str, optional
-            Slot names.
-
-        Returns
-        -------
-        ndarray, shape (k * d, k * d)
-
-        Raises
-        ------
-        InvalidProblemError
-            If the rule has no such slot.
-        """
-        indices = [self._slot(name) for name in (self.slots if slots is None else slots)]
-        return np.block([[self._block(a, b) for b in indices] for a in indices])
 
     @property
     def eigenvalues(self) -> Array:
@@ -169,11 +121,6 @@ class StationaryCovariance:
         return float(np.max(slope[np.isfinite(slope)], initial=0.0))
 
     @property
-    def trace(self) -> float:
-        """Total variance of the weights."""
-        return float(np.trace(self.value))
-
-    @property
     def excess_risk(self) -> float:
         """Mean loss above that at the mean, ``tr(H S) / 2``."""
         return 0.5 * float(np.vdot(self._problem.hessian, self.value))
@@ -203,25 +150,6 @@ class StationaryCovariance:
             return float(np.sum(np.log(spectrum)) + 2 * np.sum(np.log(deviation)) + 2 * problem.root_log_det), rank
         whole = scipy.linalg.eigvalsh(self.value, check_finite=False)[self.value.shape[0] - rank :]
         return float(np.sum(np.log(whole))), rank
-
-    def _slot(self, name: str) -> int:
-        if name not in self.slots:
-            rule = self.optimizer.rule
-            raise InvalidProblemError(f"{rule.name} has no slot {name!r}; it has {', '.join(rule.slots)}")
-        return self.slots.index(name)
-
-    def _block(self, a: int, b: int) -> Array:
-        if a > b:
-            return self._block(b, a).T
-        if (a, b) == (0, 0):
-            return self.value
-        if (a, b) not in self._blocks:
-            self._blocks[a, b] = self._solve_block(a, b)
-        return self._blocks[a, b]
-
-    @cached_property
-    def _blocks(self) -> dict[tuple[int, int], Array]:
-        return {}
 
 
 def stationary_covariance(

@@ -16,12 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import DivergenceError, InvalidProblemError
+from ..errors import DivergenceError
 from ..theory import Optimizer, recursion
 from ._arrays import positive_semidefinite, vector, whole_number
 from ._directions import Directions, eigen_directions
@@ -30,6 +30,7 @@ from ._extended import Extended
 from ._initial import Law, drive, initial_law, initial_mean, mean_after, rest_factors, start_level
 from ._log_determinant import log_determinant
 from ._problem import Problem, make_problem
+from ._slot_law import SlotLaw, slot_index
 
 __all__ = ["TransientCovariance", "transient_covariance", "transient_mean"]
 
@@ -39,7 +40,7 @@ Parts: TypeAlias = Callable[[int, int], tuple[Array, Array]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TransientCovariance:
+class TransientCovariance(SlotLaw):
     """The covariance after a finite number of steps, of the weights and of every slot.  An array where one is expected.
 
     Attributes
@@ -65,62 +66,8 @@ class TransientCovariance:
     _solve_block: Callable[[int, int], Array] = field(repr=False)
     _log_det_and_rank: Callable[[], tuple[float, int]] = field(repr=False)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        if dtype is None or np.dtype(dtype) == self.value.dtype:
-            return self.value.copy() if copy else self.value
-        return self.value.astype(dtype)
-
     def __repr__(self) -> str:
         return f"TransientCovariance({self.optimizer!r}, steps={self.steps}, shape={self.value.shape})"
-
-    @property
-    def slots(self) -> tuple[str, ...]:
-        """Names of the slots, the weights first."""
-        return self.optimizer.rule.slots
-
-    def block(self, a: str, b: str) -> Array:
-        """The covariance ``Cov(a, b)`` of two slots, shape (d, d).
-
-        Parameters
-        ----------
-        a, b : str
-            Slot names.
-
-        Returns
-        -------
-        ndarray, shape (d, d)
-
-        Raises
-        ------
-        InvalidProblemError
-            If the rule has no such slot.
-        """
-        return self._block(slot_index(self.optimizer, a), slot_index(self.optimizer, b))
-
-    def joint(self, slots: Sequence[str] | None = None) -> Array:
-        """The joint covariance of slots, stacked in the order given (all slots by default), shape (k d, k d).
-
-        Parameters
-        ----------
-        slots : sequence of str, optional
-            Slot names.
-
-        Returns
-        -------
-        ndarray, shape (k * d, k * d)
-
-        Raises
-        ------
-        InvalidProblemError
-            If the rule has no such slot.
-        """
-        indices = [slot_index(self.optimizer, name) for name in (self.slots if slots is None else slots)]
-        return np.block([[self._block(a, b) for b in indices] for a in indices])
-
-    @property
-    def trace(self) -> float:
-        """Total variance of the weights."""
-        return float(np.trace(self.value))
 
     @property
     def excess_risk(self) -> float:
@@ -136,19 +83,6 @@ class TransientCovariance:
     def rank(self) -> int:
         """Number of directions in which the weights vary: the rank of the covariance up to rounding."""
         return self._log_det_and_rank()[1]
-
-    def _block(self, a: int, b: int) -> Array:
-        if a > b:
-            return self._block(b, a).T
-        if (a, b) == (0, 0):
-            return self.value
-        if (a, b) not in self._blocks:
-            self._blocks[a, b] = self._solve_block(a, b)
-        return self._blocks[a, b]
-
-    @cached_property
-    def _blocks(self) -> dict[tuple[int, int], Array]:
-        return {}
 
 
 def transient_covariance(
@@ -331,14 +265,6 @@ def absolute_mean(centred: Extended, rest: Sequence[Fraction], optimum: Array, d
     along = directions.rotate(optimum)
     centre = Extended.of(np.stack([float(factor) * along for factor in rest])[:, None])
     return np.stack([directions.rotate_back(mean) for mean in (centred + centre).hi[:, 0]])
-
-
-def slot_index(optimizer: Optimizer, name: str) -> int:
-    """Which slot of the rule it is."""
-    known = optimizer.rule.slots
-    if name not in known:
-        raise InvalidProblemError(f"{optimizer.rule.name} has no slot {name!r}; it has {', '.join(known)}")
-    return known.index(name)
 
 
 def check_growth(finite: bool, steps: Steps, h: Array, where: str) -> None:
