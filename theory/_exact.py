@@ -31,7 +31,9 @@ def is_zero(expression: sp.Expr) -> bool:
     """
     symbols = sorted(expression.free_symbols, key=str)
     if not symbols:
-        return bool(sp.nsimplify(expression, rational=True) == 0)
+        if not sp.sympify(expression).is_Rational:
+            raise ValueError(f"{expression} is not a rational number; it cannot be decided exactly.")
+        return bool(expression == 0)
     ring = sp.ZZ[tuple(symbols)].ring
     over: dict[Any, Any] = {}
     for term in sp.Add.make_args(sp.sympify(expression)):

@@ -107,9 +107,13 @@ def autocorrelation_time(rule: UpdateRule | Optimizer) -> Formula:
     tau_i = (1 - momentum)*(-h_i*lr + 2*(momentum + 1))/(h_i*lr*(momentum + 1))
     """
     optimizer = as_optimizer(rule)
+    power = matrix_power(optimizer, H_I, optimizer.rule.slots[:1])
     limit = sandwich_limit(optimizer).specialise(h_j="h_i")
     law = stationary_covariance(optimizer).specialise(h_j="h_i")
     expression = present(limit.expression / law.expression, (H_I,))
+    later = (power.transition * _resolvent(power)).row(0)
+    first_column = [law.solution[z] for z in stationary_symbols(power.slots).col(0)]
+    summed = sp.Add(*(2 * g * z for g, z in zip(later, first_column, strict=True)), (1 - expression) * law.expression)
     shown = sp.Eq(sp.Symbol("tau_i", positive=True), expression, evaluate=False)
     return Formula(
         id=f"{optimizer.rule.name}.autocorrelation_time",
@@ -120,7 +124,7 @@ def autocorrelation_time(rule: UpdateRule | Optimizer) -> Formula:
         solution={},
         references=optimizer.rule.references,
         derivation=(Step("A long mean has the variance Sigma_ii tau/K.", shown),),
-        identities=(("tau Sigma_ii = lim K Cov", expression * law.expression - limit.expression),),
+        identities=(("tau Sigma_ii = Sigma_ii + 2 (sum of A^s Z over s from 1)_ww", summed),),
         lemmas=(sandwich_limit(optimizer),),
         symbol_latex={**law.symbol_latex, shown.lhs: r"\tau_i"},
     )

@@ -151,7 +151,7 @@ def _sequence_formula(optimizer: Optimizer, roots: Roots, slots: tuple[str, ...]
         references=optimizer.rule.references,
         derivation=(Step("Cayley-Hamilton: powers of A obey their characteristic recurrence.", recurrence),),
         where=where,
-        identities=sequence_identities(size, roots),
+        identities=(*sequence_identities(size, roots), *root_identities(power, roots, where)),
         symbol_latex={p.symbol: p.latex for p in optimizer.rule.hyperparameters},
     )
 
@@ -243,13 +243,31 @@ def sequence_identities(size: int, roots: Roots) -> tuple[tuple[str, sp.Expr], .
     coefficients = sp.Poly(sp.Mul(*(z - r for r in names)), z).all_coeffs()
     recurrence = sum(c * value for c, value in zip(coefficients, p, strict=True))
     at_zero = [value.subs(dict.fromkeys(powers, 1)) for value in p[1:]]
-    trace, determinant = sp.symbols("trace determinant")
-    square_of_spread = trace**2 - 4 * determinant
     return (
         ("the sum of powers obeys the recurrence of its roots", recurrence),
         ("p(0) = 1", at_zero[0] - 1),
         *((f"p({-shift}) = 0", value) for shift, value in enumerate(at_zero[1:], 1)),
-        ("r+ r- = determinant", (trace**2 - square_of_spread) / 4 - determinant),
+    )
+
+
+def root_identities(
+    power: MatrixPower, roots: Roots, where: dict[sp.Expr, sp.Expr]
+) -> tuple[tuple[str, sp.Expr], ...]:
+    """Return the claims that the closed forms of the roots belong to the characteristic polynomial of this rule."""
+    if roots == "repeated":
+        (root,) = where.values()
+        return (("2 r = trace", sp.expand(2 * root + power.coefficients[0])),)
+    if roots == "complex":
+        angle, modulus = where
+        return (
+            ("rho^2 = determinant", sp.expand(where[modulus] ** 2) - power.coefficients[1]),
+            ("2 rho cos(omega) = trace", sp.expand(2 * modulus * sp.cos(where[angle]) + power.coefficients[0])),
+        )
+    z = sp.Symbol("z")
+    product = sp.Poly(sp.expand(sp.Mul(*(z - root for root in where.values()))), z).all_coeffs()[1:]
+    return tuple(
+        (f"coefficient {n} of the product of z - root", sp.expand(found - known))
+        for n, (found, known) in enumerate(zip(product, power.coefficients, strict=True), 1)
     )
 
 

@@ -27,6 +27,7 @@ from .formula import Formula, Step
 from .powers import TIME, Roots, characteristic_sequence, matrix_power, sequence_at
 from .recursion import as_optimizer
 from .rules import heavy_ball, polyak, sgd
+from .stability import stability
 from .stationary import H_I, H_J, W_STAR, covariance_symbol, stationary_covariance, stationary_mean
 from .update_rule import Optimizer, UpdateRule
 
@@ -234,6 +235,7 @@ def learning_rate_change(rule: UpdateRule | Optimizer, *, roots: tuple[Roots, Ro
     return replace(
         transient,
         id=f"{optimizer.rule.name}.learning_rate_change",
+        assumptions=(*transient.assumptions, _stable_before(optimizer)),
         symbols={**symbols, "lr_before": LR_BEFORE},
         where={**starts, **transient.where},
         derivation=(*transient.derivation, Step("Start from the stationary law at the learning rate before.")),
@@ -347,6 +349,13 @@ def _same_answer_to_noise() -> tuple[tuple[str, sp.Expr], ...]:
     pairs = enumerate(zip(poly, other_poly, strict=True))
     claims = [(f"same recurrence, coefficient {n}", a - b) for n, (a, b) in pairs]
     return (*claims, ("same answer to noise k steps before", sp.expand(answer - other_answer)))
+
+
+def _stable_before(optimizer: Optimizer) -> Assumption:
+    before = stability(optimizer)
+    at = [{before.h: h, optimizer.rule["lr"].symbol: LR_BEFORE} for h in (H_I, H_J)]
+    conditions = tuple(c.subs(values, simultaneous=True) for values in at for c in before.conditions)
+    return Assumption("stable before", "the law at lr_before, from which the change starts, is stationary", conditions)
 
 
 def _start_before(optimizer: Optimizer, transient: Formula) -> dict[sp.Expr, sp.Expr]:

@@ -6,7 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 import sympy as sp
-from cases import NUMBERS, bound
+from cases import bound
 
 from sgdcov.errors import HyperparameterError, InvalidRuleError, ProofError
 from sgdcov.theory import (
@@ -33,6 +33,7 @@ from sgdcov.theory import (
     with_ema,
 )
 from sgdcov.theory._exact import is_zero
+from sgdcov.theory.powers import matrix_power, root_identities, sequence
 
 DIGITS = 50
 CLOSE = mpmath.mpf(10) ** -35
@@ -154,6 +155,14 @@ def test_a_wrong_recurrence_does_not_prove_itself():
     text, residual = wrong_power.identities[0]
     with pytest.raises(ProofError):
         replace(wrong_power, identities=((text, residual + sp.Symbol("p0")),)).prove()
+
+
+@pytest.mark.parametrize("roots", REGIMES)
+def test_roots_of_another_rule_do_not_prove_themselves(roots):
+    """The closed forms of the roots are held against the rule's own characteristic polynomial."""
+    own, other = (matrix_power(rule, sp.Symbol("h"), ("w",)) for rule in (heavy_ball, nesterov))
+    assert all(is_zero(residual) for _, residual in root_identities(own, roots, sequence(own, "", roots)[1]))
+    assert not all(is_zero(residual) for _, residual in root_identities(own, roots, sequence(other, "", roots)[1]))
 
 
 @pytest.mark.parametrize("rule", [sgd, heavy_ball, polyak, nesterov, sgdw, sam], ids=lambda rule: rule.name)
@@ -290,4 +299,3 @@ def test_what_has_no_closed_form_is_refused():
 
     with pytest.raises(InvalidRuleError, match="degree 1 or 2"):
         characteristic_sequence(coupled)
-    assert set(NUMBERS)
