@@ -16,6 +16,8 @@
 `spectral_radius`                    how much of the start is left after a step
 `solve_stein`                        ``A X A' - X + Q = 0`` for any A, with a verdict
 `Quadratic`, `LeastSquares`          problems: a loss, its Hessian, optimum and gradient noise
+`QuadraticExamples`                  a finite sum of quadratic losses with Hessians of their own
+`MinibatchNoise`, ...                gradient noise that depends on the weights, exact: `GaussianMinibatchNoise`
 `damped_newton`, ... `rmsprop`       preconditioners
 ===================================  =====================================================================
 """
@@ -23,8 +25,10 @@
 from .. import __version__ as __version__
 from .averages import autocorrelation_time, autocovariance, average_covariance
 from .mean import stationary_mean
+from .noise import GaussianMinibatchNoise, GradientNoise, MinibatchNoise
 from .preconditioners import adam, damped_newton, natural_gradient, rmsprop
 from .problems import LeastSquares, Quadratic
+from .quadratic_examples import QuadraticExamples
 from .schedules import Phase, Schedule
 from .stability import max_learning_rate, spectral_radius
 from .stationary import StationaryCovariance, pair_covariance, stationary_covariance
@@ -33,10 +37,14 @@ from .trajectory import PeriodicCovariance, Trajectory, periodic_covariance, tra
 from .transient import TransientCovariance, transient_covariance, transient_mean
 
 __all__ = [
+    "GaussianMinibatchNoise",
+    "GradientNoise",
     "LeastSquares",
+    "MinibatchNoise",
     "PeriodicCovariance",
     "Phase",
     "Quadratic",
+    "QuadraticExamples",
     "Schedule",
     "StationaryCovariance",
     "SteinSolution",

@@ -9,7 +9,6 @@ where the noise is the covariance of a minibatch's mean gradient, exactly, at th
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidProblemError
 from . import _arrays
+from ._batches import batch_factor, checked_batch_size
 
 __all__ = ["LeastSquares", "Quadratic"]
 
@@ -260,12 +260,8 @@ class LeastSquares:
         InvalidProblemError
             ``batch_size`` is not an integer from 1 to N.
         """
-        size = self._checked_batch_size(batch_size)
-        total = self.num_examples
-        if replacement:
-            return _frozen(self._population_covariance / size)
-        factor = 0.0 if size == total else (total - size) / (total - 1)
-        return _frozen(self._population_covariance * (factor / size))
+        size = checked_batch_size(batch_size, self.num_examples)
+        return _frozen(self._population_covariance * batch_factor(size, self.num_examples, replacement))
 
     def quadratic(self, batch_size: int, replacement: bool = True) -> Quadratic:
         """The same loss above its minimum, with the noise of :meth:`noise` at every point.
@@ -281,17 +277,6 @@ class LeastSquares:
         Quadratic
         """
         return Quadratic(self.hessian, self.noise(batch_size, replacement), self.optimum)
-
-    def _checked_batch_size(self, batch_size: int) -> int:
-        try:
-            size = operator.index(batch_size)
-        except TypeError as error:
-            raise InvalidProblemError(f"batch_size must be an integer, got {batch_size!r}") from error
-        if isinstance(batch_size, bool | np.bool_) or not 1 <= size <= self.num_examples:
-            raise InvalidProblemError(
-                f"batch_size must be from 1 to the number of examples, {self.num_examples}, got {batch_size!r}"
-            )
-        return size
 
 
 def _frozen(a: Array) -> Array:

@@ -22,6 +22,11 @@ _ENTRIES = (
         "title": "Noise and Fluctuation of Finite Learning Rate Stochastic Gradient Descent",
         "booktitle": "International Conference on Machine Learning", "year": "2021", "eprint": "2012.03636",
         "archiveprefix": "arXiv"}),
+    ("inproceedings", "mulayoff2024exact", {
+        "author": "Mulayoff, Rotem and Michaeli, Tomer",
+        "title": "Exact Mean Square Linear Stability Analysis for {SGD}",
+        "booktitle": "Conference on Learning Theory", "year": "2024", "eprint": "2306.07850",
+        "archiveprefix": "arXiv"}),
     ("inproceedings", "ziyin2022strength", {
         "author": "Ziyin, Liu and Liu, Kangqiao and Mori, Takashi and Ueda, Masahito",
         "title": "Strength of Minibatch Noise in {SGD}",

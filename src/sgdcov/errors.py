@@ -13,6 +13,7 @@ __all__ = [
     "HyperparameterError",
     "InvalidProblemError",
     "InvalidRuleError",
+    "MeanSquareUnstableError",
     "NonStationaryError",
     "NonlinearRuleError",
     "ProofError",
@@ -72,6 +73,37 @@ class UnstableError(SgdcovError, ValueError):
         if largest_lr is not None:
             message += f"; it needs lr < {largest_lr:.6g}"
         super().__init__(message + ". For a finite number of steps use transient_covariance.")
+
+
+class MeanSquareUnstableError(UnstableError):
+    """The mean settles, but the noise of the curvature itself makes the second moment grow: there is no covariance.
+
+    Attributes
+    ----------
+    lr : float or None
+        The learning rate asked for.
+    largest_lr : float or None
+        The least upper bound of the learning rates that have a covariance.
+    largest_mean_lr : float or None
+        The least upper bound of the learning rates at which the mean settles.
+    spectral_radius : float
+        Of the second-moment operator: the factor by which the second moment grows in a step, in the long run.
+    """
+
+    def __init__(
+        self, lr: float | None, spectral_radius: float, largest_lr: float | None, largest_mean_lr: float | None
+    ) -> None:
+        self.lr, self.largest_lr, self.eigenvalue = lr, largest_lr, float("nan")
+        self.spectral_radius, self.largest_mean_lr = spectral_radius, largest_mean_lr
+        what = "the optimizer" if lr is None else f"lr={lr:.6g}"
+        bound = "" if largest_lr is None else f"; it needs lr < {largest_lr:.6g}"
+        mean = "" if largest_mean_lr is None else f" (the mean settles for lr < {largest_mean_lr:.6g})"
+        ValueError.__init__(
+            self,
+            f"{what} is beyond mean-square stability: with gradient noise that depends on the weights their second "
+            f"moment grows by the factor {spectral_radius:.6g} in every step, so no covariance exists{bound}{mean}. "
+            f"Take a smaller learning rate or a larger batch; for a finite number of steps use transient_covariance.",
+        )
 
 
 class NonStationaryError(SgdcovError, ValueError):

@@ -1,0 +1,52 @@
+r"""Batches of examples: their size, and the factor by which averaging over them shrinks a covariance.
+
+The mean over a batch of B of N vectors has the covariance :math:`p V`, with V the population covariance (divisor N):
+
+.. math:: p = \frac1B \ \text{(drawn independently)}, \qquad p = \frac{N - B}{B (N - 1)} \ \text{(distinct)} .
+"""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+
+from ..errors import InvalidProblemError
+
+__all__ = ["batch_factor", "checked_batch_size", "draw_batches"]
+
+
+def checked_batch_size(batch_size: object, num_examples: int | None) -> int:
+    """A batch size from 1 to the number of examples (None: of any size)."""
+    try:
+        size = operator.index(batch_size)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise InvalidProblemError(f"batch_size must be an integer, got {batch_size!r}") from error
+    if isinstance(batch_size, bool | np.bool_) or size < 1:
+        raise InvalidProblemError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
+    if num_examples is not None and size > num_examples:
+        raise InvalidProblemError(
+            f"batch_size must be from 1 to the number of examples, {num_examples}, got {batch_size!r}"
+        )
+    return size
+
+
+def batch_factor(batch_size: int, num_examples: int, replacement: bool) -> float:
+    """The factor p of a checked batch size."""
+    if replacement:
+        return 1.0 / batch_size
+    if batch_size == num_examples:
+        return 0.0
+    return (num_examples - batch_size) / (batch_size * (num_examples - 1))
+
+
+def draw_batches(
+    rng: np.random.Generator, count: int, batch_size: int, num_examples: int, replacement: bool
+) -> np.ndarray[tuple[int, int], np.dtype[np.intp]]:
+    """Indices of ``count`` independent batches, shape (count, batch_size)."""
+    if replacement or batch_size == 1:
+        return rng.integers(num_examples, size=(count, batch_size))
+    out = np.empty((count, batch_size), dtype=np.intp)
+    for row in out:
+        row[:] = rng.choice(num_examples, size=batch_size, replace=False, shuffle=False)
+    return out
