@@ -165,7 +165,7 @@ class MinibatchNoise(GradientNoise):
     One input of 1 and one of 3: at weights that vary, the curvature itself is noisy.
 
     >>> from sgdcov.numerics import LeastSquares
-    >>> noise = MinibatchNoise(LeastSquares([[1.0], [3.0]], [1.0, 3.0]), batch_size=1)
+    >>> noise = MinibatchNoise(LeastSquares([[1.0], [3.0]], [0.0, 0.0]), batch_size=1)
     >>> noise.covariance(), noise.covariance(spread=[[1.0]])
     (array([[0.]]), array([[16.]]))
     """
