@@ -25,7 +25,7 @@ from ._batches import batch_factor, checked_batch_size, draw_batches
 from .problems import LeastSquares
 from .quadratic_examples import QuadraticExamples
 
-__all__ = ["Draw", "GaussianMinibatchNoise", "GradientNoise", "MinibatchNoise"]
+__all__ = ["Draw", "GaussianMinibatchNoise", "GradientNoise", "MinibatchNoise", "WithAdditive"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -122,7 +122,7 @@ class GradientNoise(ABC):
                 "two gradient noises that depend on the weights do not add up: each is the noise of a whole loss. "
                 "Add a covariance matrix, such as noise.label_noise(std) or langevin_noise(...)."
             )
-        return _WithAdditive(self, _arrays.positive_semidefinite("the added noise", other, dim=self.dim))
+        return WithAdditive(self, _arrays.positive_semidefinite("the added noise", other, dim=self.dim))
 
     __radd__ = __add__
 
@@ -365,7 +365,7 @@ class GaussianMinibatchNoise(GradientNoise):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _WithAdditive(GradientNoise):
+class WithAdditive(GradientNoise):
     """A gradient noise plus independent noise of a fixed covariance."""
 
     base: GradientNoise
