@@ -18,12 +18,15 @@
 `Quadratic`, `LeastSquares`          problems: a loss, its Hessian, optimum and gradient noise
 `QuadraticExamples`                  a finite sum of quadratic losses with Hessians of their own
 `MinibatchNoise`, ...                gradient noise that depends on the weights, exact: `GaussianMinibatchNoise`
+`EpochNoise`, `epoch_noise`          shuffled epochs: noise that is correlated within an epoch, and that of given data
+`crossover_curvature`                the curvature below which shuffled epochs lower the variance
 `damped_newton`, ... `rmsprop`       preconditioners
 ===================================  =====================================================================
 """
 
 from .. import __version__ as __version__
 from .averages import autocorrelation_time, autocovariance, average_covariance
+from .epochs import EpochCovariance, EpochNoise, crossover_curvature, epoch_noise
 from .mean import stationary_mean
 from .noise import GaussianMinibatchNoise, GradientNoise, MinibatchNoise
 from .preconditioners import adam, damped_newton, natural_gradient, rmsprop
@@ -37,6 +40,8 @@ from .trajectory import PeriodicCovariance, Trajectory, periodic_covariance, tra
 from .transient import TransientCovariance, transient_covariance, transient_mean
 
 __all__ = [
+    "EpochCovariance",
+    "EpochNoise",
     "GaussianMinibatchNoise",
     "GradientNoise",
     "LeastSquares",
@@ -54,7 +59,9 @@ __all__ = [
     "autocorrelation_time",
     "autocovariance",
     "average_covariance",
+    "crossover_curvature",
     "damped_newton",
+    "epoch_noise",
     "max_learning_rate",
     "natural_gradient",
     "pair_covariance",

@@ -26,6 +26,7 @@ from ._margins import check_stable
 from ._problem import Problem, make_problem
 from ._settled import moving_noise, settled
 from ._slot_law import slot_index
+from .epochs import EpochNoise, epoch_average_covariance
 
 __all__ = ["autocorrelation_time", "autocovariance", "average_covariance"]
 
@@ -83,7 +84,7 @@ def autocovariance(
     return problem.directions.rotate_back(_with_flat(problem, out), symmetric=False)
 
 
-def average_covariance(optimizer: Optimizer, hessian: ArrayLike, noise: ArrayLike, window: int) -> Array:
+def average_covariance(optimizer: Optimizer, hessian: ArrayLike, noise: ArrayLike | EpochNoise, window: int) -> Array:
     r"""The covariance of the mean of the weights over a window of successive steps, at the stationary law.
 
     Parameters
@@ -91,14 +92,15 @@ def average_covariance(optimizer: Optimizer, hessian: ArrayLike, noise: ArrayLik
     optimizer : Optimizer
         Every hyper-parameter bound.
     hessian, noise : array_like, shape (d, d)
-        H and C as for `stationary_covariance`.
+        H and C as for `stationary_covariance`.  With an `EpochNoise` the window begins with an epoch.
     window : int
         K, how many iterates are averaged, at least 1.  What it costs does not grow with it (its logarithm apart).
 
     Returns
     -------
     ndarray, shape (d, d)
-        For large K it is the sandwich :math:`H^{-1} C H^{-1} / K`, whatever the learning rate and momentum.
+        For large K it is the sandwich :math:`H^{-1} C H^{-1} / K`, whatever the learning rate and momentum.  Over whole
+        epochs, the noise of each of which sums to zero, it falls like :math:`1/K^2` instead.
 
     Raises
     ------
@@ -111,6 +113,8 @@ def average_covariance(optimizer: Optimizer, hessian: ArrayLike, noise: ArrayLik
     >>> average_covariance(heavy_ball(lr=0.5, momentum=0.5), [[2.0]], [[4.0]], 10**9).round(12) * 10**9
     array([[1.]])
     """
+    if isinstance(noise, EpochNoise):
+        return epoch_average_covariance(optimizer, hessian, noise, window)
     problem = make_problem(optimizer, hessian, noise, None)
     count = whole_number("window", window, least=1)
     law, steps = settled(problem)

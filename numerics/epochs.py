@@ -1,0 +1,464 @@
+r"""Shuffled epochs: noise that is drawn without replacement until the data are used up.
+
+Whoever passes through the data in a new random order each epoch, M batches an epoch, has gradient noises that sum to
+zero over every epoch.  Within an epoch those of two steps have the covariance :math:`-C/(M-1)`, epochs are independent.
+The law is then periodic: with :math:`v_t = A^t b` and their mean :math:`\bar v`, along a pair of eigen-directions,
+
+.. math:: Z_0 = A^M Z_0 A^{M\top} + c\,\frac{M}{M-1} \sum_{t<M} (v_t - \bar v)(v_t - \bar v)^\top
+
+at the ends of epochs, where checkpoints are taken, and larger in between.  On directions of low curvature
+(`crossover_curvature`) the variance no longer grows like 1/h: it levels off over time, and vanishes at ends of epochs.
+
+This is exact where the noise is the same at all points.  What a noise that depends on the weights adds,
+`reshuffling_law` tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+import sympy as sp
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import InvalidProblemError, NonStationaryError
+from ..theory import Optimizer, recursion
+from ._arrays import positive_semidefinite, whole_number
+from ._directions import check_flat_noise
+from ._epoch_sums import Correlated, EpochSteps, epoch_steps, exactly, with_empty_sum
+from ._evolution import Evolution
+from ._extended import Extended, identity
+from ._kernel import pair_kernel, to_fraction
+from ._log_determinant import log_determinant
+from ._margins import check_stable, has_unit_root
+from ._problem import Problem, make_problem
+from ._slot_law import SlotLaw
+
+__all__ = [
+    "EpochCovariance",
+    "EpochNoise",
+    "Position",
+    "crossover_curvature",
+    "epoch_average_covariance",
+    "epoch_noise",
+    "epoch_stationary_covariance",
+]
+
+Array: TypeAlias = NDArray[np.float64]
+Position: TypeAlias = int | Literal["average"]
+
+EPS = float(np.finfo(np.float64).eps)
+
+
+class Examples(Protocol):
+    """A mean over examples."""
+
+    @property
+    def num_examples(self) -> int:
+        """N."""
+
+    def noise(self, batch_size: int, replacement: bool = True) -> Array:
+        """The covariance of a batch's mean gradient at the optimum."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EpochNoise:
+    r"""Gradient noise of shuffled epochs: C within a step, ``correlation`` times C between two steps of one epoch.
+
+    Parameters
+    ----------
+    noise : array_like, shape (d, d)
+        C, the covariance of ONE batch's gradient noise; symmetric positive semidefinite.
+    batches_per_epoch : int
+        M, the number of steps an epoch has, at least 2.
+    correlation : Fraction or float, optional
+        From -1/(M - 1), the default, with which the noises of an epoch sum to zero, to 0, which is white noise.
+        Batches of B of N examples of which a remainder is left out have -1/(N/B - 1): see `epoch_noise`.
+
+    Raises
+    ------
+    InvalidProblemError
+        If ``noise`` is no covariance, there are fewer than 2 batches, or the correlation is out of range.
+
+    Examples
+    --------
+    >>> EpochNoise([[1.0]], 10)
+    EpochNoise(dim=1, batches_per_epoch=10, correlation=-1/9)
+    """
+
+    noise: Array
+    batches_per_epoch: int
+    correlation: Fraction = None  # type: ignore[assignment]  # a Fraction once checked
+
+    def __post_init__(self) -> None:
+        noise = positive_semidefinite("noise", self.noise)
+        noise.flags.writeable = False
+        count = whole_number("batches_per_epoch", self.batches_per_epoch, least=2)
+        object.__setattr__(self, "noise", noise)
+        object.__setattr__(self, "batches_per_epoch", count)
+        object.__setattr__(self, "correlation", _checked_correlation(self.correlation, count))
+
+    def __repr__(self) -> str:
+        rho = self.correlation
+        shown = str(rho) if rho.denominator < 10**6 else f"{float(rho):.6g}"
+        return f"EpochNoise(dim={self.dim}, batches_per_epoch={self.batches_per_epoch}, correlation={shown})"
+
+    @property
+    def dim(self) -> int:
+        """The number d of parameters."""
+        return int(self.noise.shape[0])
+
+    @property
+    def sums_to_zero(self) -> bool:
+        """Whether the noises of every epoch sum to zero."""
+        return self.correlation == Fraction(-1, self.batches_per_epoch - 1)
+
+    def __array__(self, dtype: object = None, copy: object = None) -> None:
+        """Refuse: where an array is wanted, the steps are independent."""
+        raise InvalidProblemError(
+            f"{self!r} is noise that is correlated within an epoch; stationary_covariance and average_covariance take "
+            f"it, everything else wants the covariance of independent steps (its .noise is the one of a single step)."
+        )
+
+
+def _checked_correlation(correlation: object, count: int) -> Fraction:
+    least = Fraction(-1, count - 1)
+    if correlation is None:
+        return least
+    try:
+        value = Fraction(correlation)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidProblemError(f"correlation must be a number, got {correlation!r}") from error
+    if isinstance(correlation, float) and abs(value - least) <= 4 * EPS * abs(least):
+        return least
+    if not least <= value <= 0:
+        raise InvalidProblemError(
+            f"correlation must be from -1/(batches_per_epoch - 1) = {float(least):.6g} to 0, got {correlation!r}"
+        )
+    return value
+
+
+def epoch_noise(problem: Examples, batch_size: int, *, drop_last: bool = False) -> EpochNoise:
+    r"""The noise of passing through the examples of a problem in a new random order each epoch.
+
+    Parameters
+    ----------
+    problem : LeastSquares or QuadraticExamples
+        N examples; the noise is that at the optimum.
+    batch_size : int
+        B, below N.
+    drop_last : bool
+        What is done with the remainder where B does not divide N: it is left out, other examples in every epoch, as
+        with the option of this name of PyTorch's ``DataLoader``.  The noises of an epoch then no longer sum to zero;
+        their correlation is -1/(N/B - 1).
+
+    Returns
+    -------
+    EpochNoise
+
+    Raises
+    ------
+    InvalidProblemError
+        If ``batch_size`` does not divide N and ``drop_last`` is not set (a smaller last batch would have another
+        noise), or fewer than two batches fit into an epoch.
+
+    Examples
+    --------
+    >>> from sgdcov.numerics import LeastSquares
+    >>> problem = LeastSquares([[1.0], [1.0], [1.0], [1.0]], [0.0, 1.0, 2.0, 5.0])
+    >>> epoch_noise(problem, 1).noise, epoch_noise(problem, 2)
+    (array([[3.5]]), EpochNoise(dim=1, batches_per_epoch=2, correlation=-1))
+    """
+    total = problem.num_examples
+    size = check_epoch_batches(total, batch_size, drop_last=drop_last)
+    return EpochNoise(problem.noise(size, replacement=False), total // size, Fraction(-size, total - size))
+
+
+def check_epoch_batches(total: int, batch_size: int, *, drop_last: bool = False) -> int:
+    """The batch size, once it is known to make at least two batches an epoch and leave none smaller."""
+    size = whole_number("batch_size", batch_size, least=1)
+    batches, remainder = divmod(total, size)
+    if batches < 2:
+        raise InvalidProblemError(
+            f"batch_size={size} makes fewer than two whole batches of {total} examples; an epoch needs at least two, "
+            f"so batch_size of at most {total // 2}."
+        )
+    if remainder and not drop_last:
+        below = next(b for b in range(size, 0, -1) if total % b == 0)
+        above = next(b for b in range(size, total + 1) if total % b == 0)
+        near = f"{below} or {above}" if above <= total // 2 else f"{below}"
+        raise InvalidProblemError(
+            f"batch_size={size} does not divide the {total} examples: a last batch of {remainder} would have noise of "
+            f"its own. Take a batch_size of {near}, or leave the remainder out with drop_last=True."
+        )
+    return size
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EpochCovariance(SlotLaw):
+    """The law of shuffled epochs at one position or on time average.  An array wherever one is expected.
+
+    Attributes
+    ----------
+    value : ndarray, shape (d, d)
+        Covariance of the first slot, the weights; what ``np.asarray`` gives.
+    optimizer : Optimizer
+    position : int or "average"
+        After how many steps of the epoch: from 0, the end of the last epoch, to ``batches_per_epoch - 1``.
+    noise : EpochNoise
+    """
+
+    value: Array
+    optimizer: Optimizer
+    position: Position
+    noise: EpochNoise
+    _problem: Problem = field(repr=False)
+    _solve_block: Callable[[int, int], Array] = field(repr=False)
+    _eigenbasis_value: Array = field(repr=False)
+
+    def __repr__(self) -> str:
+        return (
+            f"EpochCovariance({self.optimizer!r}, shape={self.value.shape}, position={self.position!r} of "
+            f"{self.noise.batches_per_epoch})"
+        )
+
+    @property
+    def eigenvalues(self) -> Array:
+        """Eigenvalues of the Hessian (of the preconditioned one), flat ones exactly 0; as given if it is diagonal."""
+        return self._problem.directions.eigenvalues
+
+    @property
+    def flat(self) -> tuple[int, ...]:
+        """Indices, among the eigenvalues, of the flat directions."""
+        return tuple(int(i) for i in self._problem.directions.flat)
+
+    @property
+    def status(self) -> str:
+        """What kind of law this is, in words."""
+        where = "on average over an epoch" if self.position == "average" else f"after {self.position} steps of an epoch"
+        text, flat = f"periodic, {where}", self.flat
+        if not flat:
+            return text
+        which = ", ".join(str(i) for i in flat[:8]) + (", ..." if len(flat) > 8 else "")
+        text += f", with {len(flat)} of {self.value.shape[0]} directions flat (indices {which})"
+        if not self.noise.sums_to_zero:
+            return text + "; no noise reaches them, so they stay where they started and their covariance is 0"
+        return text + (
+            "; the noise of a whole epoch moves nothing along them, so every epoch ends at the level of the start, "
+            "which is never forgotten: this is the law of a start whose level does not vary"
+        )
+
+    @property
+    def excess_risk(self) -> float:
+        """Mean loss above that at the mean, ``tr(H S) / 2``."""
+        return 0.5 * float(np.vdot(self._problem.hessian, self.value))
+
+    @property
+    def rank(self) -> int:
+        """Number of directions in which the weights vary: the rank of the covariance up to rounding."""
+        return self._log_det_and_rank[1]
+
+    @property
+    def log_det(self) -> float:
+        """Logarithm of the product of the nonzero eigenvalues (``rank`` of them): the log-determinant on the range."""
+        return self._log_det_and_rank[0]
+
+    @cached_property
+    def _log_det_and_rank(self) -> tuple[float, int]:
+        problem, s = self._problem, self._eigenbasis_value
+        heard = np.diagonal(problem.rotated_noise) > problem.noise_level
+        log_det, rank = log_determinant(s, heard)
+        if problem.root is None:
+            return log_det, rank
+        if rank == s.shape[0]:
+            return log_det + 2 * problem.root_log_det, rank
+        return log_determinant(self.value, np.ones(rank and s.shape[0], dtype=np.bool_))
+
+
+def epoch_stationary_covariance(
+    optimizer: Optimizer,
+    hessian: ArrayLike,
+    noise: EpochNoise,
+    *,
+    position: Position | None = None,
+    preconditioner: ArrayLike | None = None,
+) -> EpochCovariance:
+    """What `stationary_covariance` does with an `EpochNoise`."""
+    where: Position = 0 if position is None else position
+    if where != "average":
+        where = _checked_position(where, noise)
+    problem = make_problem(optimizer, hessian, noise.noise, preconditioner)
+    one, law, c = _start_of_epoch(problem, noise)
+    steps = _correlated(noise)
+    if where == "average":
+        law = steps.time_average(law, one)
+    elif where > 0:
+        law = steps.after(law, one, where)
+
+    def block(a: int, b: int) -> Array:
+        return problem.leave(problem.directions.rotate_back(law.injected(a, b, c), symmetric=a == b))
+
+    s = law.injected(0, 0, c)
+    value = problem.leave(problem.directions.rotate_back(s))
+    return EpochCovariance(value, problem.optimizer, where, noise, problem, block, s)
+
+
+def epoch_average_covariance(optimizer: Optimizer, hessian: ArrayLike, noise: EpochNoise, window: int) -> Array:
+    r"""What `average_covariance` does with an `EpochNoise`.
+
+    The window begins with the first step of an epoch.  A slot that sums the weights up after each step joins the state;
+    whole epochs are then steps of their own.
+    """
+    problem = make_problem(optimizer, hessian, noise.noise, None)
+    count = whole_number("window", window, least=1)
+    _, law, c = _start_of_epoch(problem, noise)
+    steps = _correlated(noise)
+    one = epoch_steps(problem.optimizer, problem.directions.eigenvalues, summed=True)
+    total = Evolution(identity(*one.increment.hi.shape[1:]), one.tiles, tuple(with_empty_sum(law, one)))
+    epochs, rest = divmod(count, noise.batches_per_epoch)
+    if epochs:
+        total = steps.repeated(total, one, epochs)
+    if rest:
+        total = steps.after(total, one, rest)
+    last = len(problem.optimizer.rule.slots)
+    return problem.directions.rotate_back(total.injected(last, last, c) / count / count)
+
+
+def crossover_curvature(optimizer: Optimizer, batches_per_epoch: int) -> float:
+    r"""The curvature at which shuffled epochs begin to lower the variance, ``3 (1 - momentum) / (lr M)`` for momentum.
+
+    Defined by equating two asymptotes of the time-averaged variance of plain SGD at the learning rate that is
+    effective over many steps, :math:`\gamma = \ell^\top b\; r_w / \ell^\top r` (:math:`\ell, r` the null vectors of
+    D at h = 0; :math:`lr/(1-\mu)` for momentum): :math:`\gamma c/(2h)`, of independent batches, and
+    :math:`\gamma^2 c M/6`, the plateau of shuffled epochs on flat directions.  Around it one passes into the other.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Every hyper-parameter bound.
+    batches_per_epoch : int
+        M, at least 2.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    HyperparameterError
+        If a hyper-parameter is unbound.
+    InvalidProblemError
+        If weight decay leaves no direction flat, so that there is no plateau; or M is below 2.
+
+    Notes
+    -----
+    The plateau is of leading order in M (1 - momentum): with momentum of a range longer than an epoch it is lower.
+
+    References
+    ----------
+    kuehn2023
+
+    Examples
+    --------
+    >>> from sgdcov.theory import heavy_ball
+    >>> round(crossover_curvature(heavy_ball(lr=0.1, momentum=0.9), 100), 12)
+    0.03
+    """
+    optimizer = recursion(optimizer).optimizer
+    optimizer.require_bound()
+    count = whole_number("batches_per_epoch", batches_per_epoch, least=2)
+    if not has_unit_root(optimizer):
+        raise InvalidProblemError(
+            f"{optimizer!r} forgets its start on flat directions too (weight decay); ask without the decay and take it "
+            f"off the result"
+        )
+    left, right = _null_vectors(optimizer)
+    gain = recursion(optimizer).noise_gain.subs(recursion(optimizer).h, 0)
+    push = sum((a * to_fraction(b) for a, b in zip(left, gain, strict=True)), Fraction(0))
+    return float(abs(Fraction(3, count) / (push * right[0])))
+
+
+def _correlated(noise: EpochNoise) -> Correlated:
+    return Correlated(noise.batches_per_epoch, noise.correlation)
+
+
+def _checked_position(position: object, noise: EpochNoise) -> int:
+    """Steps of the epoch; after all of them the next one begins."""
+    if isinstance(position, str):
+        raise InvalidProblemError(f"position must be a number of steps of the epoch or 'average', got {position!r}")
+    steps = whole_number("position", position)
+    if steps > noise.batches_per_epoch:
+        raise InvalidProblemError(
+            f"position={steps} is beyond the end of an epoch of {noise.batches_per_epoch} steps, which is position 0 "
+            f"of the next"
+        )
+    return steps % noise.batches_per_epoch
+
+
+def _start_of_epoch(problem: Problem, noise: EpochNoise) -> tuple[EpochSteps, Evolution, Array]:
+    """One step, the law at the start of an epoch for unit noise, and the noise it is of, in the eigenbasis."""
+    pair_kernel(problem.optimizer)  # refuses a rule that never forgets, whatever the curvature
+    directions = problem.directions
+    check_stable(problem.optimizer, directions.eigenvalues[directions.moving])
+    c = problem.rotated_noise
+    if directions.flat.size and not noise.sums_to_zero:
+        _check_no_walk(problem, noise)
+        c = c.copy()
+        c[directions.flat] = 0.0
+        c[:, directions.flat] = 0.0
+    one = epoch_steps(problem.optimizer, directions.eigenvalues)
+    keep = _without_level(problem, len(problem.optimizer.rule.slots)) if directions.flat.size else None
+    law, kept = _correlated(noise).epoch(one, keep).repeated_forever()
+    if kept.any():
+        worst = float(directions.eigenvalues[kept][0])
+        raise NonStationaryError(
+            f"{problem.optimizer!r} is too close to the stability edge along the direction with Hessian eigenvalue "
+            f"{worst:.6g}: it has not forgotten its start after 1e19 epochs",
+            modes=(worst,),
+        )
+    return one, law, c
+
+
+def _check_no_walk(problem: Problem, noise: EpochNoise) -> None:
+    try:
+        check_flat_noise(problem.directions, problem.rotated_noise, problem.noise_level)
+    except NonStationaryError as error:
+        raise NonStationaryError(
+            f"{error} (Noise that sums to zero over an epoch, correlation -1/(batches_per_epoch - 1), would not "
+            f"diffuse; this has {noise.correlation!s}.)",
+            modes=error.modes,
+        ) from error
+
+
+def _without_level(problem: Problem, size: int) -> Extended:
+    r"""The projection :math:`I - r \ell^\top` along flat directions, the unit matrix along the others.
+
+    :math:`\ell^\top z` is the level that whole epochs leave unchanged; what is projected away is 0 up to rounding.
+    """
+    directions = problem.directions
+    left, right = _null_vectors(problem.optimizer)
+    out = identity(size, directions.eigenvalues.size)
+    for p in range(size):
+        for q in range(size):
+            entry = exactly(Fraction(int(p == q)) - right[p] * left[q])
+            out.hi[p, q, directions.flat], out.lo[p, q, directions.flat] = entry.hi, entry.lo
+    return out
+
+
+def _null_vectors(optimizer: Optimizer) -> tuple[list[Fraction], list[Fraction]]:
+    """Left and right null vectors of D at h = 0, of product 1."""
+    step = recursion(optimizer)
+    increment = sp.Matrix(step.increment.subs(step.h, 0))
+    right, left = increment.nullspace(), increment.T.nullspace()
+    product = (left[0].T * right[0])[0] if len(left) == 1 else 0
+    if product == 0:
+        raise NonStationaryError(
+            f"{optimizer!r} does not stay where it is on a flat direction: along h = 0 its recursion has the "
+            f"eigenvalue 1 more than once",
+            modes=(0.0,),
+        )
+    return [to_fraction(entry / product) for entry in left[0]], [to_fraction(entry) for entry in right[0]]
