@@ -21,11 +21,13 @@
 `EpochNoise`, `epoch_noise`          shuffled epochs: noise that is correlated within an epoch, and that of given data
 `crossover_curvature`                the curvature below which shuffled epochs lower the variance
 `damped_newton`, ... `rmsprop`       preconditioners
+`DropoutNoise`, `InputNoise`         gradient noise of injected corruption, exact; `langevin_noise` that of SGLD
 ===================================  =====================================================================
 """
 
 from .. import __version__ as __version__
 from .averages import autocorrelation_time, autocovariance, average_covariance
+from .corruption import DropoutNoise, InputNoise, langevin_noise
 from .epochs import EpochCovariance, EpochNoise, crossover_curvature, epoch_noise
 from .mean import stationary_mean
 from .noise import GaussianMinibatchNoise, GradientNoise, MinibatchNoise
@@ -40,10 +42,12 @@ from .trajectory import PeriodicCovariance, Trajectory, periodic_covariance, tra
 from .transient import TransientCovariance, transient_covariance, transient_mean
 
 __all__ = [
+    "DropoutNoise",
     "EpochCovariance",
     "EpochNoise",
     "GaussianMinibatchNoise",
     "GradientNoise",
+    "InputNoise",
     "LeastSquares",
     "MinibatchNoise",
     "PeriodicCovariance",
@@ -62,6 +66,7 @@ __all__ = [
     "crossover_curvature",
     "damped_newton",
     "epoch_noise",
+    "langevin_noise",
     "max_learning_rate",
     "natural_gradient",
     "pair_covariance",
