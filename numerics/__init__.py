@@ -13,6 +13,7 @@
 `average_covariance`                 the covariance of the mean of the last iterates
 `pair_covariance`                    the covariance kernel of pairs of Hessian eigenvalues
 `max_learning_rate`                  the least upper bound of the stable learning rates
+`mean_square_stability`              whether a covariance exists under noise that depends on the weights
 `spectral_radius`                    how much of the start is left after a step
 `solve_stein`                        ``A X A' - X + Q = 0`` for any A, with a verdict
 `Quadratic`, `LeastSquares`          problems: a loss, its Hessian, optimum and gradient noise
@@ -30,6 +31,7 @@ from .averages import autocorrelation_time, autocovariance, average_covariance
 from .corruption import DropoutNoise, InputNoise, langevin_noise
 from .epochs import EpochCovariance, EpochNoise, crossover_curvature, epoch_noise
 from .mean import stationary_mean
+from .mean_square import MeanSquareStability, mean_square_stability
 from .noise import GaussianMinibatchNoise, GradientNoise, MinibatchNoise
 from .preconditioners import adam, damped_newton, natural_gradient, rmsprop
 from .problems import LeastSquares, Quadratic
@@ -49,6 +51,7 @@ __all__ = [
     "GradientNoise",
     "InputNoise",
     "LeastSquares",
+    "MeanSquareStability",
     "MinibatchNoise",
     "PeriodicCovariance",
     "Phase",
@@ -68,6 +71,7 @@ __all__ = [
     "epoch_noise",
     "langevin_noise",
     "max_learning_rate",
+    "mean_square_stability",
     "natural_gradient",
     "pair_covariance",
     "periodic_covariance",

@@ -77,8 +77,12 @@ class Problem:
         return float(np.sum(np.log(self.root)) if self.root.ndim == 1 else np.linalg.slogdet(self.root)[1])
 
     def leave(self, a: Array) -> Array:
-        """A slot covariance in plain coordinates, back in the caller's: ``R a R``."""
+        """A slot covariance (or mean) in plain coordinates, back in the caller's: ``R a R`` (``R a``)."""
         return a if self.root is None else _congruent(self.root, a)
+
+    def to_plain(self, a: Array) -> Array:
+        """A covariance of gradients in plain coordinates: ``R a R``, as they enter there."""
+        return a if self.root is None else _symmetric_part(_congruent(self.root, a))
 
     def enter(self, a: Array) -> Array:
         """The inverse of `leave`."""
@@ -101,6 +105,8 @@ def make_problem(
 
 
 def _congruent(root: Array, a: Array) -> Array:
+    if a.ndim == 1:
+        return root * a if root.ndim == 1 else root @ a
     if root.ndim == 1:
         return root[:, None] * a * root
     return root @ a @ root

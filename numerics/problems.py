@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InvalidProblemError
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size
+from ._provenance import NoiseCovariance, batches_of
 
 __all__ = ["LeastSquares", "Quadratic"]
 
@@ -60,7 +61,8 @@ class Quadratic:
     def __post_init__(self) -> None:
         hessian = _arrays.positive_semidefinite("hessian", self.hessian)
         object.__setattr__(self, "hessian", _frozen(hessian))
-        object.__setattr__(self, "noise", _frozen(_arrays.positive_semidefinite("noise", self.noise, dim=self.dim)))
+        noise = _arrays.positive_semidefinite("noise", self.noise, dim=self.dim)
+        object.__setattr__(self, "noise", NoiseCovariance.of(noise, batches_of(self.noise)))
         object.__setattr__(self, "optimum", _frozen(_arrays.vector("optimum", self.optimum, dim=self.dim)))
 
     def __repr__(self) -> str:
@@ -254,6 +256,8 @@ class LeastSquares:
         Returns
         -------
         ndarray, shape (d, d)
+            It remembers where it comes from, so that a law made with it can tell its
+            `StationaryCovariance.additive_error`.
 
         Raises
         ------
@@ -261,7 +265,8 @@ class LeastSquares:
             ``batch_size`` is not an integer from 1 to N.
         """
         size = checked_batch_size(batch_size, self.num_examples)
-        return _frozen(self._population_covariance * batch_factor(size, self.num_examples, replacement))
+        factor = batch_factor(size, self.num_examples, replacement)
+        return NoiseCovariance.of(self._population_covariance * factor, (self, size, replacement))
 
     def quadratic(self, batch_size: int, replacement: bool = True) -> Quadratic:
         """The same loss above its minimum, with the noise of :meth:`noise` at every point.

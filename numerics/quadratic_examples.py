@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InvalidProblemError
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size
+from ._provenance import NoiseCovariance
 from .problems import Quadratic
 
 __all__ = ["QuadraticExamples"]
@@ -168,7 +169,8 @@ class QuadraticExamples:
         gradients = self.per_example_gradients(self.optimum)
         centred = gradients - gradients.mean(axis=0)
         population = centred.T @ centred / self.num_examples
-        return _frozen(0.5 * (population + population.T) * batch_factor(size, self.num_examples, replacement))
+        factor = batch_factor(size, self.num_examples, replacement)
+        return NoiseCovariance.of(0.5 * (population + population.T) * factor, (self, size, replacement))
 
     def quadratic(self, batch_size: int, replacement: bool = True) -> Quadratic:
         """The same loss above its minimum, with the noise of :meth:`noise` at every point.

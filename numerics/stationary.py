@@ -19,7 +19,7 @@ commutes with H.  Three methods solve it, each by itself:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, TypeAlias, get_args
 
@@ -27,14 +27,17 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import InvalidProblemError, NonStationaryError
+from ..errors import InvalidProblemError, MeanSquareUnstableError, NonStationaryError
 from ..theory import Optimizer, recursion
 from ._arrays import rounding_level
 from ._companion import companion, equation_residual, solve_by_doubling, solve_by_kronecker
 from ._kernel import pair_kernel
 from ._margins import check_stable, has_unit_root
 from ._problem import Problem, make_problem
+from ._provenance import batches_of
 from ._slot_law import SlotLaw
+from .mean_square import settle_noise
+from .noise import GradientNoise, MinibatchNoise
 
 __all__ = ["Method", "StationaryCovariance", "pair_covariance", "stationary_covariance"]
 
@@ -61,6 +64,7 @@ class StationaryCovariance(SlotLaw):
     _problem: Problem = field(repr=False)
     _solve_block: Callable[[int, int], Array] = field(repr=False)
     _eigenbasis_value: Array | None = field(repr=False, default=None)
+    _source: GradientNoise | None = field(repr=False, default=None)
 
     def __repr__(self) -> str:
         return f"StationaryCovariance({self.optimizer!r}, shape={self.value.shape}, method={self.method!r})"
@@ -126,6 +130,39 @@ class StationaryCovariance(SlotLaw):
         return 0.5 * float(np.vdot(self._problem.hessian, self.value))
 
     @property
+    def gradient_noise(self) -> Array:
+        """The covariance of one step's gradient noise at this law, shape (d, d): averaged over it, if it depends on w."""
+        return self._problem.noise
+
+    @cached_property
+    def additive_error(self) -> float:
+        r"""How far the additive model is from the exact law: :math:`\|S_{add} - S\|_F / \|S\|_F`.
+
+        The additive model freezes the noise at the optimum; it is what a covariance such as `LeastSquares.noise` gives.
+        Infinite where the exact law has no covariance although the additive model has.
+
+        Raises
+        ------
+        InvalidProblemError
+            If the noise was a plain array: nothing is known of its dependence on the weights.
+        """
+        if self._source is None:
+            raise InvalidProblemError(
+                "the noise was given as a plain covariance, of which nothing says how it depends on the weights; give "
+                "MinibatchNoise(problem, batch_size), or the array problem.noise(batch_size) itself"
+            )
+        hessian, root = self._problem.hessian, self._problem.root
+        preconditioner = None if root is None else root**2 if root.ndim == 1 else root @ root
+        laws = []
+        for noise in (self._source.covariance(), self._source):
+            try:
+                laws.append(stationary_covariance(self.optimizer, hessian, noise, preconditioner=preconditioner).value)
+            except MeanSquareUnstableError:
+                return float("inf")
+        size = float(np.linalg.norm(laws[1]))
+        return float(np.linalg.norm(laws[0] - laws[1])) / size if size else 0.0
+
+    @property
     def rank(self) -> int:
         """Number of directions in which the weights move: the rank of the covariance up to rounding."""
         return self._log_det_and_rank[1]
@@ -155,7 +192,7 @@ class StationaryCovariance(SlotLaw):
 def stationary_covariance(
     optimizer: Optimizer,
     hessian: ArrayLike,
-    noise: ArrayLike,
+    noise: ArrayLike | GradientNoise,
     *,
     method: Method = "auto",
     preconditioner: ArrayLike | None = None,
@@ -168,8 +205,9 @@ def stationary_covariance(
         Every hyper-parameter bound, as ``heavy_ball(lr=0.1, momentum=0.9)``.
     hessian : array_like, shape (d, d)
         H, symmetric positive semidefinite.
-    noise : array_like, shape (d, d)
+    noise : array_like, shape (d, d), or GradientNoise
         C, the covariance of one step's gradient noise; symmetric positive semidefinite.  It need not commute with H.
+        Or noise that depends on the weights, such as `MinibatchNoise`: the law is then exact for it.
     method : {"auto", "spectral", "doubling", "kronecker"}
         How to solve the Stein equation; "auto" is "spectral".
     preconditioner : array_like, shape (d, d) or (d,), optional
@@ -190,8 +228,12 @@ def stationary_covariance(
     UnstableError
         If the recursion does not contract along some direction; names the worst eigenvalue and its largest learning
         rate.
+    MeanSquareUnstableError
+        If the mean settles but, with noise that depends on the weights, no covariance exists; names both thresholds.
     NonStationaryError
         If noise reaches a flat direction, which then is a random walk.
+    InvalidRuleError
+        With noise that depends on the weights, if the rule takes more than one gradient from a batch.
 
     Notes
     -----
@@ -215,13 +257,14 @@ def stationary_covariance(
     known = get_args(Method)
     if method not in known:
         raise InvalidProblemError(f"unknown method {method!r}; the methods are {', '.join(map(repr, known))}")
-    problem = make_problem(optimizer, hessian, noise, preconditioner)
-    if method == "doubling":
-        return _doubling(problem)
-    problem.check()
-    if method == "kronecker":
-        return _kronecker(problem)
-    return _spectral(problem)
+    if isinstance(noise, GradientNoise):
+        source: GradientNoise | None = noise
+        problem = settle_noise(optimizer, hessian, noise, preconditioner)
+    else:
+        batches = batches_of(noise)
+        source = None if batches is None else MinibatchNoise(*batches)
+        problem = make_problem(optimizer, hessian, noise, preconditioner)
+    return replace(_SOLVERS[method](problem), _source=source)
 
 
 def pair_covariance(optimizer: Optimizer, h_i: ArrayLike, h_j: ArrayLike) -> Array:
@@ -290,6 +333,7 @@ def _eigenvalues_of(covariance: Array) -> Array:
 
 
 def _spectral(problem: Problem) -> StationaryCovariance:
+    problem.check()
     directions = problem.directions
     moving = directions.moving
     kernel = pair_kernel(problem.optimizer)
@@ -335,6 +379,7 @@ def _doubling(problem: Problem) -> StationaryCovariance:
 
 
 def _kronecker(problem: Problem) -> StationaryCovariance:
+    problem.check()
     system = companion(recursion(problem.optimizer), problem.plain_hessian, problem.plain_noise)
     z = solve_by_kronecker(system, singular=bool(problem.directions.flat.size))
     return StationaryCovariance(
@@ -344,3 +389,11 @@ def _kronecker(problem: Problem) -> StationaryCovariance:
         problem,
         lambda a, b: problem.leave(system.block(z, a, b)),
     )
+
+
+_SOLVERS: dict[Method, Callable[[Problem], StationaryCovariance]] = {
+    "auto": _spectral,
+    "spectral": _spectral,
+    "doubling": _doubling,
+    "kronecker": _kronecker,
+}

@@ -1,0 +1,262 @@
+r"""Mean-square stability: whether a covariance exists when the gradient noise depends on the weights.
+
+The second moment of the slots obeys a linear recursion, whose spectral radius decides: below 1 the covariance settles,
+above it grows for ever although the mean may settle.  The linear system for a stationary covariance has a finite
+solution on either side, which beyond the edge is no covariance; so the radius is computed first, always.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+import scipy.optimize
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import HyperparameterError, InvalidProblemError, MeanSquareUnstableError, UnstableError
+from ..theory import Optimizer
+from ._arrays import rounding_level
+from ._problem import Problem, make_problem
+from ._second_moment import Feedback, gradient_point, perron_root
+from .mean import stationary_mean
+from .noise import GradientNoise
+from .stability import max_learning_rate, spectral_radius
+
+__all__ = ["MeanSquareStability", "mean_square_stability", "settle_noise"]
+
+Array: TypeAlias = NDArray[np.float64]
+
+#: Learning rates tried below the mean's limit before the edge is bracketed; the feedback grows from 0 at lr = 0.
+_SCAN = 12
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MeanSquareStability:
+    """Whether an optimizer has a covariance under a gradient noise, and up to which learning rate.
+
+    Attributes
+    ----------
+    optimizer : Optimizer
+    noise : GradientNoise
+    """
+
+    optimizer: Optimizer
+    noise: GradientNoise
+    _feedback: Feedback = field(repr=False)
+
+    def __repr__(self) -> str:
+        verdict = "stable" if self.stable else "unstable"
+        return f"MeanSquareStability({self.optimizer!r}, {verdict}, spectral_radius={self.spectral_radius:.6g})"
+
+    @property
+    def stable(self) -> bool:
+        """Whether the stationary covariance exists."""
+        return self.feedback_radius < 1.0
+
+    @cached_property
+    def feedback_radius(self) -> float:
+        r"""The spectral radius of :math:`(I - \mathcal A)^{-1}\mathcal B`, with :math:`\mathcal A` the mean's part.
+
+        It is below 1 exactly where `spectral_radius` is, and infinite where the mean itself does not settle; by
+        ``1 / (1 - feedback_radius)`` at most the state-dependence of the noise inflates the covariance.
+        """
+        try:
+            self._feedback.problem.check()
+        except UnstableError:
+            return float("inf")
+        return self._feedback.radius(self._feedback.gain(self.optimizer))
+
+    @cached_property
+    def spectral_radius(self) -> float:
+        r"""The factor by which second moments grow or shrink in a step, in the long run; flat directions left out."""
+        feedback = self._feedback
+        h = feedback.eigenvalues
+        if not h.size:
+            return 0.0
+        mean_growth = spectral_radius(self.optimizer, np.diag(h)) ** 2
+
+        def excess(growth: float) -> float:
+            return feedback.radius(feedback.gain_at_growth(self.optimizer, growth)) - 1.0
+
+        low = mean_growth * (1 + 1e-12) + 1e-300
+        if excess(low) <= 0:
+            return mean_growth
+        high = max(2.0 * low, 1.0)
+        while excess(high) > 0:
+            high *= 2.0
+        return float(scipy.optimize.brentq(excess, low, high, xtol=1e-15, rtol=4 * np.finfo(np.float64).eps))
+
+    @cached_property
+    def largest_lr(self) -> float:
+        """The least upper bound of the learning rates that have a covariance, everything else as it is.
+
+        Raises
+        ------
+        HyperparameterError
+            If the rule has no ``lr``.
+        """
+        if "lr" not in self.optimizer.values:
+            raise HyperparameterError(f"{self.optimizer.rule.name} has no lr to bound", name="lr")
+        feedback = self._feedback
+        if not feedback.eigenvalues.size:
+            return float("inf")
+        mean_bound = max_learning_rate(self.optimizer, np.diag(feedback.eigenvalues))
+
+        def excess(lr: float) -> float:
+            return feedback.radius(feedback.gain(self.optimizer.replace(lr=lr))) - 1.0
+
+        top = mean_bound if np.isfinite(mean_bound) else 1.0 / float(feedback.eigenvalues.max())
+        low = top
+        for _ in range(200):  # from where it is certainly stable ...
+            low *= 0.5
+            if excess(low) < 0:
+                break
+        step = (top / low) ** (1.0 / _SCAN) if np.isfinite(mean_bound) else 2.0
+        high = low
+        while True:  # ... up to the first crossing
+            low, high = high, high * step
+            if np.isfinite(mean_bound) and high >= mean_bound * (1 - 1e-9):
+                high = mean_bound * (1 - 1e-9)
+                if excess(high) <= 0:
+                    return mean_bound
+                break
+            if excess(high) > 0:
+                break
+        return float(scipy.optimize.brentq(excess, low, high, xtol=1e-300, rtol=4 * np.finfo(np.float64).eps))
+
+    @property
+    def largest_mean_lr(self) -> float:
+        """The least upper bound of the learning rates at which the mean settles."""
+        return max_learning_rate(self.optimizer, np.diag(self._feedback.eigenvalues))
+
+    @cached_property
+    def mulayoff_michaeli(self) -> float:
+        r"""The threshold :math:`2 / \lambda_{\max}(\mathbf C^\dagger \mathbf D)` of Mulayoff and Michaeli, Theorem 3.
+
+        With :math:`\mathbf C = (H \oplus H)/2` and
+        :math:`\mathbf D = (1-p) H \otimes H + p\,\mathrm{mean}\, H_n \otimes H_n`: the largest learning rate of plain
+        SGD with a covariance, one symmetric eigenvalue problem.  For plain SGD it equals `largest_lr`; it knows
+        nothing of momentum.
+        """
+        feedback = self._feedback
+        h = feedback.eigenvalues
+        if not h.size:
+            return float("inf")
+        scale = feedback.triangle.pack(1.0 / np.sqrt(0.5 * (h[:, None] + h))) / feedback.triangle._weights
+        product = feedback.triangle.pack(np.outer(h, h)) / feedback.triangle._weights
+
+        def operate(v: Array) -> Array:
+            return np.asarray(scale * (product * (scale * v) + feedback.added(scale * v)))
+
+        return 2.0 / perron_root(operate, feedback.triangle, symmetric=True)
+
+
+def mean_square_stability(
+    optimizer: Optimizer, noise: GradientNoise, *, preconditioner: ArrayLike | None = None
+) -> MeanSquareStability:
+    r"""Whether a covariance exists under gradient noise that depends on the weights.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Every hyper-parameter bound.
+    noise : GradientNoise
+        Its own Hessian is used.
+    preconditioner : array_like, shape (d, d) or (d,), optional
+        As for `stationary_covariance`.
+
+    Returns
+    -------
+    MeanSquareStability
+        Everything in it is computed when it is asked for.
+
+    Raises
+    ------
+    HyperparameterError
+        If a hyper-parameter is unbound.
+    InvalidRuleError
+        If the rule takes more than one gradient from a batch.
+    InvalidProblemError
+        If ``noise`` is a plain covariance: additive noise is stable wherever the mean is.
+
+    References
+    ----------
+    mulayoff2024exact, Theorem 3
+
+    Examples
+    --------
+    One Gaussian example a step, of covariance diag(1, 2): stable below 4 / (9 + sqrt(17)).
+
+    >>> from sgdcov.numerics import GaussianMinibatchNoise
+    >>> from sgdcov.theory import sgd
+    >>> noise = GaussianMinibatchNoise([[1.0, 0.0], [0.0, 2.0]], label_noise=1.0, batch_size=1)
+    >>> round(mean_square_stability(sgd(lr=0.1), noise).largest_lr, 12)
+    0.304805898399
+    """
+    if not isinstance(noise, GradientNoise):
+        raise InvalidProblemError(
+            "noise must be a GradientNoise such as MinibatchNoise(problem, batch_size); additive noise of a fixed "
+            "covariance is mean-square stable wherever the mean is: see max_learning_rate"
+        )
+    problem = make_problem(optimizer, noise.hessian, np.zeros_like(noise.hessian), preconditioner)
+    gradient_point(problem.optimizer)
+    return MeanSquareStability(problem.optimizer, noise, Feedback(problem, noise))
+
+
+def settle_noise(
+    optimizer: Optimizer, hessian: ArrayLike, noise: GradientNoise, preconditioner: ArrayLike | None
+) -> Problem:
+    """The problem with additive noise that has the same stationary second-order law.
+
+    Raises
+    ------
+    MeanSquareUnstableError
+        If there is none.
+    """
+    check_hessian(hessian, noise)
+    bare = make_problem(optimizer, hessian, np.zeros_like(noise.hessian), preconditioner)
+    at_mean = make_problem(optimizer, hessian, noise.covariance(mean_at_rest(bare, noise)), preconditioner)
+    at_mean.check()
+    feedback = Feedback(at_mean, noise)
+    stability = MeanSquareStability(at_mean.optimizer, noise, feedback)
+    if not stability.stable:
+        has_lr = "lr" in at_mean.optimizer.values
+        raise MeanSquareUnstableError(
+            float(at_mean.optimizer.values["lr"]) if has_lr else None,
+            stability.spectral_radius,
+            stability.largest_lr if has_lr else None,
+            stability.largest_mean_lr if has_lr else None,
+        )
+    gain = feedback.gain(at_mean.optimizer)
+    inner = np.ix_(feedback.moving, feedback.moving)
+    settled = feedback.solve(gain, at_mean.rotated_noise[inner])
+    spread = np.zeros_like(at_mean.rotated_noise)
+    spread[inner] = gain * settled
+    added = noise.multiplicative(at_mean.leave(at_mean.directions.rotate_back(spread)))
+    problem = make_problem(optimizer, hessian, at_mean.noise + added, preconditioner)
+    problem.check()
+    return problem
+
+
+def mean_at_rest(problem: Problem, noise: GradientNoise) -> Array:
+    """Where the rule takes its gradient at the stationary mean, which weight decay moves away from the optimum."""
+    point = gradient_point(problem.optimizer)
+    target = problem.enter(noise.optimum)
+    means = stationary_mean(problem.optimizer, problem.plain_hessian, target, slots=problem.optimizer.rule.slots)
+    plain = np.array(point) @ means.reshape(len(point), -1)
+    return problem.leave(plain)
+
+
+def check_hessian(hessian: ArrayLike, noise: GradientNoise) -> None:
+    """Refuse a Hessian that is not the one of the loss whose noise it is."""
+    given = np.asarray(hessian, dtype=np.float64)
+    own = noise.hessian
+    if given.shape != own.shape:
+        raise InvalidProblemError(f"hessian has shape {given.shape}, but the noise is that of a loss with {own.shape}")
+    gap = float(np.max(np.abs(given - own)))
+    if not gap <= rounding_level(own):
+        raise InvalidProblemError(
+            f"hessian is not that of the loss whose noise was given: they differ by up to {gap:.3g}; pass noise.hessian"
+        )
