@@ -6,7 +6,18 @@ from dataclasses import dataclass
 
 import sympy as sp
 
-__all__ = ["COMMUTING", "CONSTANT_HESSIAN", "SMALL_LEARNING_RATE", "WHITE_NOISE", "Assumption", "stable"]
+__all__ = [
+    "COMMUTING",
+    "CONSTANT_HESSIAN",
+    "GAUSSIAN_DATA",
+    "INDEPENDENT_BATCHES",
+    "QUADRATIC_EXAMPLES",
+    "SHUFFLED_EPOCHS",
+    "SMALL_LEARNING_RATE",
+    "WHITE_NOISE",
+    "Assumption",
+    "stable",
+]
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,20 @@ WHITE_NOISE = Assumption(
     "the gradient noise has mean zero and covariance C at every step, independent of w and of all other steps",
 )
 COMMUTING = Assumption("commuting", "C and H have a common eigenbasis, so that c_ij = 0 for i != j")
+QUADRATIC_EXAMPLES = Assumption(
+    "quadratic examples",
+    "the loss of every example is quadratic, with gradient H_n (w - w*) + g_n, mean H_n = H and mean g_n = 0",
+)
+INDEPENDENT_BATCHES = Assumption(
+    "independent batches", "every step draws its batch anew, uniformly and independently of all other steps"
+)
+GAUSSIAN_DATA = Assumption(
+    "Gaussian data", "least squares on fresh examples x ~ N(0, H), y = x'w* + label_noise*N(0, 1), B of them a step"
+)
+SHUFFLED_EPOCHS = Assumption(
+    "shuffled epochs",
+    "each epoch runs once through all M batches of a fresh shuffle; gradient noise does not depend on w",
+)
 SMALL_LEARNING_RATE = Assumption("small learning rate", "lr*h is small against 1: time may be taken as continuous")
 
 

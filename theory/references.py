@@ -98,6 +98,56 @@ _ENTRIES = (
         "author": "Hall, Peter", "title": "On the Removal of Skewness by Transformation",
         "journal": "Journal of the Royal Statistical Society: Series B", "volume": "54", "number": "1",
         "pages": "221--228", "year": "1992"}),
+    ("inproceedings", "mulayoff2024exact", {
+        "author": "Mulayoff, Rotem and Michaeli, Tomer",
+        "title": "Exact Mean Square Linear Stability Analysis for {SGD}",
+        "booktitle": "Conference on Learning Theory", "year": "2024", "eprint": "2306.07850",
+        "archiveprefix": "arXiv"}),
+    ("inproceedings", "velikanov2023", {
+        "author": "Velikanov, Maksim and Kuznedelev, Denis and Yarotsky, Dmitry",
+        "title": "A view of mini-batch {SGD} via generating functions: conditions of convergence, phase transitions, "
+                 "benefit from negative momenta",
+        "booktitle": "International Conference on Learning Representations", "year": "2023", "eprint": "2206.11124",
+        "archiveprefix": "arXiv"}),
+    ("inproceedings", "gurbuzbalaban2021", {
+        "author": "Gurbuzbalaban, Mert and Simsekli, Umut and Zhu, Lingjiong",
+        "title": "The Heavy-Tail Phenomenon in {SGD}",
+        "booktitle": "International Conference on Machine Learning", "year": "2021", "eprint": "2006.04740",
+        "archiveprefix": "arXiv"}),
+    ("inproceedings", "hodgkinson2021", {
+        "author": "Hodgkinson, Liam and Mahoney, Michael W.",
+        "title": "Multiplicative Noise and Heavy Tails in Stochastic Optimization",
+        "booktitle": "International Conference on Machine Learning", "year": "2021", "eprint": "2006.06293",
+        "archiveprefix": "arXiv"}),
+    ("article", "kesten1973", {
+        "author": "Kesten, Harry",
+        "title": "Random difference equations and Renewal theory for products of random matrices",
+        "journal": "Acta Mathematica", "volume": "131", "pages": "207--248", "year": "1973"}),
+    ("article", "isserlis1918", {
+        "author": "Isserlis, Leon",
+        "title": "On a formula for the product-moment coefficient of any order of a normal frequency distribution in "
+                 "any number of variables",
+        "journal": "Biometrika", "volume": "12", "number": "1/2", "pages": "134--139", "year": "1918"}),
+    ("misc", "goyal2017", {
+        "author": "Goyal, Priya and others",
+        "title": "Accurate, Large Minibatch {SGD}: Training {ImageNet} in 1 Hour",
+        "year": "2017", "eprint": "1706.02677", "archiveprefix": "arXiv"}),
+    ("misc", "kuehn2023", {
+        "author": "K{\\\"u}hn, Marcel and Rosenow, Bernd",
+        "title": "Correlated Noise in Epoch-Based Stochastic Gradient Descent: Implications for Weight Variances",
+        "year": "2023", "eprint": "2306.05300", "archiveprefix": "arXiv"}),
+    ("inproceedings", "welling2011", {
+        "author": "Welling, Max and Teh, Yee Whye",
+        "title": "{B}ayesian Learning via Stochastic Gradient {L}angevin Dynamics",
+        "booktitle": "International Conference on Machine Learning", "year": "2011"}),
+    ("article", "srivastava2014", {
+        "author": "Srivastava, Nitish and Hinton, Geoffrey and Krizhevsky, Alex and Sutskever, Ilya and "
+                  "Salakhutdinov, Ruslan",
+        "title": "Dropout: A Simple Way to Prevent Neural Networks from Overfitting",
+        "journal": "Journal of Machine Learning Research", "volume": "15", "pages": "1929--1958", "year": "2014"}),
+    ("article", "bishop1995", {
+        "author": "Bishop, Christopher M.", "title": "Training with Noise is Equivalent to {T}ikhonov Regularization",
+        "journal": "Neural Computation", "volume": "7", "number": "1", "pages": "108--116", "year": "1995"}),
     ("book", "jury1964", {
         "author": "Jury, Eliahu I.", "title": "Theory and Application of the z-Transform Method", "publisher": "Wiley",
         "year": "1964"}),

@@ -1,0 +1,378 @@
+r"""Minibatches of Gaussian examples: the stationary law in closed form, with its scalar trace equation.
+
+Least squares on fresh examples x ~ N(0, H) with label noise of variance :math:`\sigma^2`. By Isserlis,
+:math:`\mathrm{E}[x x^\top M x x^\top] = 2 H M H + \mathrm{tr}(HM) H` for symmetric M, so that a batch of B gives noise
+with the covariance :math:`(H M H + \mathrm{tr}(HM) H + \sigma^2 H)/B`, M being the second moment of the point of the
+gradient about the optimum. With f_i the additive stationary variance of that point for a unit of noise,
+
+.. math::
+
+    c_i = \frac{h_i}{B}\big(\sigma^2 + h_i M_i + T\big), \quad M_i = f_i c_i, \quad T = \sum_j h_j M_j
+    \quad\Longrightarrow\quad
+    c_i = \frac{\sigma^2 h_i}{(B - f_i h_i^2)(1 - U)}, \quad U = \sum_j \frac{f_j h_j^2}{B - f_j h_j^2} .
+
+Noise of the form :math:`(\tau_1 \mathrm{tr}(HM) H - \tau_2 H M H + \sigma^2 H)/B` ("spectrally expressible") is solved
+in the same way; Gaussian data is :math:`\tau_1 = 1, \tau_2 = -1`. Weight decay moves the mean from the optimum, and
+what that adds is part of the formula.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sympy as sp
+
+from ..errors import InvalidRuleError
+from ._exact import present
+from .assumptions import GAUSSIAN_DATA, INDEPENDENT_BATCHES, Assumption, stable
+from .formula import Formula, Step
+from .minibatch import (
+    BATCH_SIZE,
+    MEAN_SQUARE,
+    S_II,
+    mean_displacement,
+    own_symbols,
+    rule_latex,
+    unit_kernels,
+)
+from .recursion import as_optimizer
+from .stability import stability
+from .stationary import C_IJ, H_I, H_J, W_STAR, stationary_covariance
+from .update_rule import Optimizer, UpdateRule
+
+__all__ = ["additive_minibatch_limit", "gaussian_fourth_moment", "gaussian_minibatch_covariance",
+           "spectrally_expressible_covariance"]  # fmt: skip
+
+LABEL_NOISE = sp.Symbol("label_noise", nonnegative=True)
+LOAD = sp.Symbol("U", nonnegative=True)
+DISPLACED = sp.Symbol("V", nonnegative=True)
+TAU = sp.symbols("tau1 tau2", real=True)
+GAUSSIAN = (sp.Integer(1), sp.Integer(-1))
+W_STAR_J = sp.Symbol("w_star_j", real=True)
+
+
+def gaussian_fourth_moment() -> Formula:
+    r"""Prove Isserlis' theorem as it is used here: :math:`\mathrm{E}[x x^\top M x x^\top] = 2AMA + \mathrm{tr}(AM)A`.
+
+    Returns
+    -------
+    Formula
+        For x ~ N(0, A) and symmetric M. Proved from the fourth derivatives of the moment generating function
+        exp(t'At/2) at 0, and for the entries in an eigenbasis of A, on the diagonal and off it.
+
+    References
+    ----------
+    isserlis1918
+
+    Examples
+    --------
+    >>> gaussian_fourth_moment().prove()
+    <Proof of isserlis1918.fourth_moment: 4 claims hold exactly>
+    """
+    a_i, a_j = sp.symbols("a_i a_j", nonnegative=True)
+    m_ii, m_ij, trace = sp.symbols("M_ii M_ij trace_AM", real=True)
+    diagonal, mixed = sp.symbols("E_ii E_ij", real=True)
+    fourth = 3 * a_i**2  # E x_i^4, from the first identity with all indices equal
+    d = sp.Symbol("d", integer=True, positive=True)
+    cov, weight, x = sp.MatrixSymbol("A", d, d), sp.MatrixSymbol("M", d, d), sp.MatrixSymbol("x", d, 1)
+    moment = sp.Function("E")(x * x.T * weight * x * x.T)
+    return Formula(
+        id="isserlis1918.fourth_moment",
+        equation=sp.Eq(moment, 2 * cov * weight * cov + sp.Trace(cov * weight) * cov, evaluate=False),
+        symbols={},
+        assumptions=(Assumption("Gaussian", "x ~ N(0, A), and M is symmetric"),),
+        defining=(
+            sp.Eq(diagonal, m_ii * fourth + (trace - a_i * m_ii) * a_i, evaluate=False),
+            sp.Eq(mixed, 2 * m_ij * a_i * a_j, evaluate=False),
+        ),
+        solution={diagonal: 2 * a_i**2 * m_ii + trace * a_i, mixed: 2 * a_i * m_ij * a_j},
+        references=("isserlis1918",),
+        derivation=(
+            Step("The fourth derivatives of exp(t'At/2) at 0 are the three pairings."),
+            Step("In an eigenbasis of A, an entry off the diagonal keeps the two orders of x_i x_j."),
+            Step("An entry on the diagonal is M_ii E x_i^4 + sum over j other than i of M_jj E x_i^2 E x_j^2."),
+        ),
+        identities=(
+            ("E x_i x_j x_k x_l = A_ij A_kl + A_ik A_jl + A_il A_jk", _pairings()),
+            ("E x_i^4 = 3 a_i^2", _fourth_power() - 3 * sp.Symbol("A00") ** 2),
+        ),
+    )  # fmt: skip
+
+
+def _generating() -> sp.Expr:
+    """Return exp(t'At/2) for four directions up to its fourth order."""
+    t = sp.Matrix(sp.symbols("t0:4"))
+    cov = sp.Matrix(4, 4, lambda i, j: sp.Symbol(f"A{min(i, j)}{max(i, j)}"))
+    exponent = sp.expand((t.T * cov * t)[0] / 2)
+    return sp.expand(1 + exponent + exponent**2 / 2)
+
+
+def _at_zero() -> dict[sp.Symbol, int]:
+    return dict.fromkeys(sp.symbols("t0:4"), 0)
+
+
+def _pairings() -> sp.Expr:
+    derived = sp.diff(_generating(), *sp.symbols("t0:4")).subs(_at_zero())
+    a = {pair: sp.Symbol(f"A{pair}") for pair in ("01", "23", "02", "13", "03", "12")}
+    return sp.expand(derived - a["01"] * a["23"] - a["02"] * a["13"] - a["03"] * a["12"])
+
+
+def _fourth_power() -> sp.Expr:
+    return sp.diff(_generating(), sp.Symbol("t0"), 4).subs(_at_zero())
+
+
+def gaussian_minibatch_covariance(
+    rule: UpdateRule | Optimizer,
+    slots: tuple[str, str] = ("w", "w"),
+    *,
+    eigenvalues: Sequence[Any] | None = None,
+) -> Formula:
+    r"""Derive the stationary covariance under minibatches of Gaussian examples, exactly, for any number of directions.
+
+    Parameters
+    ----------
+    rule : UpdateRule or Optimizer
+        Calls its gradient once a step: every shipped rule but sam.
+    slots : pair of str
+    eigenvalues : sequence of numbers or expressions, optional
+        All eigenvalues of the data covariance, which is the Hessian. Then U is written out in ``where``; otherwise it
+        is a symbol of the formula, the sum of `mean_square_share` over all directions.
+
+    Returns
+    -------
+    Formula
+        The variance along h_i; ``label_noise`` is a standard deviation. Covariances of different directions are 0
+        unless weight decay moves the mean; then the part ``off_diagonal`` is theirs, and ``V`` is the sum over
+        directions of the part ``displaced``.
+
+    Raises
+    ------
+    InvalidRuleError
+        If the rule calls its gradient more than once a step.
+
+    References
+    ----------
+    ziyin2022strength, Theorem 2 (momentum SGD)
+
+    Examples
+    --------
+    >>> from sgdcov.theory import sgd
+    >>> print(gaussian_minibatch_covariance(sgd))
+    Sigma_ii = label_noise**2*lr/((1 - U)*(2*batch_size - h_i*lr*(batch_size + 1)))
+    >>> two = gaussian_minibatch_covariance(sgd, eigenvalues=(1, 2)).specialise(batch_size=1, lr=sp.Rational(1, 10))
+    >>> two.specialise(h_i=1, label_noise=1).explicit()
+    4/59
+    """
+    return _with_eigenvalues(_derived(rule, slots, GAUSSIAN), eigenvalues)
+
+
+def spectrally_expressible_covariance(
+    rule: UpdateRule | Optimizer, slots: tuple[str, str] = ("w", "w"), *, eigenvalues: Sequence[Any] | None = None
+) -> Formula:
+    r"""Derive the stationary covariance for noise :math:`(\tau_1 \mathrm{tr}(HM)H - \tau_2 HMH + \sigma^2 H)/B`.
+
+    Parameters
+    ----------
+    rule : UpdateRule or Optimizer
+    slots : pair of str
+    eigenvalues : sequence of numbers or expressions, optional
+
+    Returns
+    -------
+    Formula
+        As `gaussian_minibatch_covariance`, which is its case ``tau1`` = 1, ``tau2`` = -1. Exact for noise of this form;
+        for a finite data set the form itself is an approximation in general.
+
+    Raises
+    ------
+    InvalidRuleError
+        If the rule calls its gradient more than once a step.
+
+    References
+    ----------
+    velikanov2023
+
+    Examples
+    --------
+    >>> from sgdcov.theory import sgd
+    >>> law = spectrally_expressible_covariance(sgd)
+    >>> print(law.specialise(tau1=0, tau2=0, U=0))
+    Sigma_ii = label_noise**2*lr/(batch_size*(-h_i*lr + 2))
+    """
+    return _with_eigenvalues(_derived(rule, slots, TAU), eigenvalues)
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What one direction contributes: its kernels, displacement, share of U and of V."""
+
+    kernel: sp.Expr
+    seen: sp.Expr
+    displacement: sp.Expr
+    share: sp.Expr
+    displaced: sp.Expr
+
+
+@functools.lru_cache(maxsize=64)
+def direction(optimizer: Optimizer, slots: tuple[str, str], tau: tuple[sp.Expr, sp.Expr] = GAUSSIAN) -> Direction:
+    """Return the quantities of one direction under spectrally expressible noise."""
+    kernel, seen = (present(k.subs(H_J, H_I), (H_I,)) for k in unit_kernels(optimizer, slots))
+    gap = mean_displacement(optimizer)
+    room = BATCH_SIZE + tau[1] * seen * H_I**2
+    share = present(tau[0] * seen * H_I**2 / room, (H_I,)) if tau[0] != 0 else sp.Integer(0)
+    displaced = sp.Integer(0) if gap == 0 else present(tau[0] * BATCH_SIZE * H_I * gap**2 / room, (H_I,))
+    return Direction(kernel, seen, gap, share, displaced)
+
+
+def _derived(rule: UpdateRule | Optimizer, slots: tuple[str, str], tau: tuple[sp.Expr, sp.Expr]) -> Formula:
+    optimizer = as_optimizer(rule)
+    if len(slots) != 2 or not set(slots) <= set(optimizer.rule.slots):
+        raise InvalidRuleError(f"{optimizer.rule.name} has the slots {optimizer.rule.slots}; got {slots!r}.")
+    return _law(optimizer, (slots[0], slots[1]), tau)
+
+
+@functools.lru_cache(maxsize=64)
+def _law(optimizer: Optimizer, slots: tuple[str, str], tau: tuple[sp.Expr, sp.Expr]) -> Formula:
+    one = direction(optimizer, slots, tau)
+    moved = one.displacement != 0
+    shift = DISPLACED if moved else sp.Integer(0)
+    noise, total = sp.Symbol("c_i", nonnegative=True), sp.Symbol("T", nonnegative=True)  # total: tau1 tr(HM)
+    gap = one.displacement
+    room = BATCH_SIZE + tau[1] * one.seen * H_I**2
+    level = (LABEL_NOISE**2 + shift) / (1 - LOAD)  # sigma^2 + T
+    drawn = H_I * (level - tau[1] * H_I * gap**2) / room
+    solution = {noise: drawn, total: level - LABEL_NOISE**2, S_II: one.kernel * drawn}
+    expression = one.kernel * drawn if moved else present(one.kernel * drawn * (1 - LOAD), (H_I,)) / (1 - LOAD)
+    balance = sp.Eq(
+        noise,
+        H_I * (LABEL_NOISE**2 + total - tau[1] * H_I * (one.seen * noise + gap**2)) / BATCH_SIZE,
+        evaluate=False,
+    )
+    trace = sp.Eq(total, (LABEL_NOISE**2 + total) * LOAD + shift, evaluate=False)
+    summand = tau[0] * H_I * (one.seen * noise + gap**2) - (LABEL_NOISE**2 + total) * one.share - one.displaced
+    conditions = stability(optimizer)
+    gaussian = tau == GAUSSIAN
+    parts = {"share": one.share}
+    identities: tuple[tuple[str, sp.Expr], ...] = ()
+    if moved:
+        mixed, identities = _off_diagonal(optimizer, slots, tau, gap)
+        parts |= {"displaced": one.displaced, "off_diagonal": mixed}
+    name = "gaussian_minibatch_covariance" if gaussian else "spectrally_expressible_covariance"
+    data = GAUSSIAN_DATA if gaussian else SPECTRALLY_EXPRESSIBLE
+    own = {"h_i": H_I, "label_noise": LABEL_NOISE, "batch_size": BATCH_SIZE, "U": LOAD}
+    own |= {"V": DISPLACED, "w_star": W_STAR} if moved else {}
+    own |= {} if gaussian else {"tau1": TAU[0], "tau2": TAU[1]}
+    return Formula(
+        id=f"{optimizer.rule.name}.{name}" + ("" if slots == ("w", "w") else f"({slots[0]},{slots[1]})"),
+        equation=sp.Eq(S_II, expression, evaluate=False),
+        symbols={**own, **own_symbols(optimizer, *own, "T", "c_i")},
+        assumptions=(
+            data,
+            INDEPENDENT_BATCHES,
+            stable(tuple(c.subs(conditions.h, H_I) for c in conditions.conditions)),
+            replace(MEAN_SQUARE, conditions=(LOAD < 1, room > 0)),
+        ),
+        defining=(balance, trace, sp.Eq(S_II, one.kernel * noise, evaluate=False), sp.Eq(summand, 0, evaluate=False)),
+        solution=solution,
+        references=(("ziyin2022strength, Theorem 2, Eq. (6) (momentum SGD)", "isserlis1918") if gaussian
+                    else ("velikanov2023",)) + optimizer.rule.references,
+        derivation=(
+            Step("Noise of variance c_i leads to the additive law with that c_i."),
+            Step("At that law the noise has the variance, with T for what all directions add,", balance),
+            Step("Sum h_j M_j over the directions: U and V collect their shares.", trace),
+            Step("Solve the scalar equation for T, then for each direction.", sp.Eq(S_II, expression, evaluate=False)),
+        ),
+        parts=parts,
+        identities=identities,
+        lemmas=(stationary_covariance(optimizer, slots), *((gaussian_fourth_moment(),) if gaussian else ())),
+        symbol_latex={**rule_latex(optimizer), S_II: r"\Sigma_{ii}", LABEL_NOISE: r"\sigma", W_STAR: r"w^{*}_i",
+                      noise: "c_i", TAU[0]: r"\tau_1", TAU[1]: r"\tau_2"},
+    )  # fmt: skip
+
+
+SPECTRALLY_EXPRESSIBLE = Assumption(
+    "spectrally expressible noise", "one step's noise has the covariance (tau1 tr(HM) H - tau2 HMH + label_noise^2 H)/B"
+)
+
+
+def _off_diagonal(
+    optimizer: Optimizer, slots: tuple[str, str], tau: tuple[sp.Expr, sp.Expr], gap: sp.Expr
+) -> tuple[sp.Expr, tuple[tuple[str, sp.Expr], ...]]:
+    """Return the covariance of two directions, which only a displaced mean brings about, and what proves it."""
+    kernel, seen = unit_kernels(optimizer, slots)
+    gaps = gap * gap.subs({H_I: H_J, W_STAR: W_STAR_J}, simultaneous=True)
+    drawn = -tau[1] * H_I * H_J * gaps / (BATCH_SIZE + tau[1] * seen * H_I * H_J)
+    balance = BATCH_SIZE * drawn + tau[1] * H_I * H_J * (seen * drawn + gaps)
+    return present(kernel * drawn, (H_I, H_J)), (("c_ij B = -tau2 h_i h_j M_ij, i other than j", balance),)
+
+
+def _with_eigenvalues(formula: Formula, eigenvalues: Sequence[Any] | None) -> Formula:
+    if eigenvalues is None:
+        return formula
+    values = [sp.nsimplify(h, rational=True) if isinstance(h, float) else sp.sympify(h) for h in eigenvalues]
+    share = formula.parts["share"]
+    added = sorted(set().union(*(h.free_symbols for h in values)), key=str)
+    symbols = {role: s for role, s in formula.symbols.items() if s != LOAD}
+    return replace(
+        formula,
+        symbols={**symbols, **{s.name: s for s in added}},
+        where={LOAD: sp.Add(*(share.subs(H_I, h) for h in values))},
+        derivation=(*formula.derivation, Step(f"Sum the shares of {len(values)} directions.")),
+    )
+
+
+def additive_minibatch_limit(rule: UpdateRule | Optimizer) -> Formula:
+    """State the additive law with the noise at the optimum: what large batches tend to, and how far off it is.
+
+    Parameters
+    ----------
+    rule : UpdateRule or Optimizer
+
+    Returns
+    -------
+    Formula
+        An approximation of `gaussian_minibatch_covariance`. Its relative error falls like 1/batch_size (U does) and is
+        negative: additive noise underestimates.
+
+    Raises
+    ------
+    InvalidRuleError
+        If the rule calls its gradient more than once a step, or weight decay moves its mean.
+
+    Examples
+    --------
+    >>> from sgdcov.theory import sgd
+    >>> additive = additive_minibatch_limit(sgd)
+    >>> print(additive)
+    Sigma_ii ~ label_noise**2*lr/(batch_size*(-h_i*lr + 2))
+    >>> share = additive.exact.parts["share"]
+    >>> one_direction = additive.specialise(U=share)
+    >>> one_direction.relative_error
+    -2*h_i*lr/(batch_size*(-h_i*lr + 2))
+    """
+    optimizer = as_optimizer(rule)
+    exact = gaussian_minibatch_covariance(optimizer)
+    if DISPLACED in exact.symbols.values():
+        raise InvalidRuleError(f"{optimizer!r} has a stationary mean that is not the optimum; bind weight_decay=0.")
+    law = stationary_covariance(optimizer).specialise(h_j="h_i")
+    drawn = LABEL_NOISE**2 * H_I / BATCH_SIZE
+    expression = present(law.expression.subs(C_IJ, drawn), (H_I,))
+    noise = sp.Symbol("c_i", nonnegative=True)
+    return replace(
+        exact,
+        id=f"{optimizer.rule.name}.additive_minibatch_limit",
+        equation=sp.Eq(S_II, expression, evaluate=False),
+        defining=(
+            sp.Eq(noise, drawn, evaluate=False),
+            sp.Eq(S_II, law.expression.subs(C_IJ, noise), evaluate=False),
+        ),
+        solution={noise: drawn, S_II: expression},
+        assumptions=(*exact.assumptions, Assumption("large batches", "the noise is that at the optimum")),
+        derivation=(Step("Take the noise at the optimum, label_noise^2 h_i/B, for the noise everywhere."),),
+        kind="approximation",
+        exact=exact,
+        references=optimizer.rule.references,
+    )
