@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args, overload
 
 import numpy as np
 import scipy.linalg
@@ -36,6 +36,7 @@ from ._margins import check_stable, has_unit_root
 from ._problem import Problem, make_problem
 from ._provenance import batches_of
 from ._slot_law import SlotLaw
+from .epochs import EpochCovariance, EpochNoise, Position, epoch_stationary_covariance
 from .mean_square import settle_noise
 from .noise import GradientNoise, MinibatchNoise
 
@@ -189,14 +190,39 @@ class StationaryCovariance(SlotLaw):
         return float(np.sum(np.log(whole))), rank
 
 
+@overload
+def stationary_covariance(
+    optimizer: Optimizer,
+    hessian: ArrayLike,
+    noise: EpochNoise,
+    *,
+    method: Method = ...,
+    preconditioner: ArrayLike | None = ...,
+    position: Position | None = ...,
+) -> EpochCovariance: ...
+
+
+@overload
 def stationary_covariance(
     optimizer: Optimizer,
     hessian: ArrayLike,
     noise: ArrayLike | GradientNoise,
     *,
+    method: Method = ...,
+    preconditioner: ArrayLike | None = ...,
+    position: None = ...,
+) -> StationaryCovariance: ...
+
+
+def stationary_covariance(
+    optimizer: Optimizer,
+    hessian: ArrayLike,
+    noise: ArrayLike | GradientNoise | EpochNoise,
+    *,
     method: Method = "auto",
     preconditioner: ArrayLike | None = None,
-) -> StationaryCovariance:
+    position: Position | None = None,
+) -> StationaryCovariance | EpochCovariance:
     r"""The stationary covariance of the weights (and every other slot) under white gradient noise.
 
     Parameters
@@ -205,18 +231,22 @@ def stationary_covariance(
         Every hyper-parameter bound, as ``heavy_ball(lr=0.1, momentum=0.9)``.
     hessian : array_like, shape (d, d)
         H, symmetric positive semidefinite.
-    noise : array_like, shape (d, d), or GradientNoise
+    noise : array_like, shape (d, d), or GradientNoise or EpochNoise
         C, the covariance of one step's gradient noise; symmetric positive semidefinite.  It need not commute with H.
-        Or noise that depends on the weights, such as `MinibatchNoise`: the law is then exact for it.
+        Or noise that depends on the weights, such as `MinibatchNoise`: the law is then exact for it.  Or noise that
+        is correlated within an epoch, `EpochNoise`: the law is then periodic.
     method : {"auto", "spectral", "doubling", "kronecker"}
         How to solve the Stein equation; "auto" is "spectral".
     preconditioner : array_like, shape (d, d) or (d,), optional
         P, symmetric positive definite or a positive diagonal: the rule is given P g for the gradient g.  See
         `damped_newton`, `natural_gradient`, `adam`, `rmsprop`.
+    position : int or "average", optional
+        For an `EpochNoise` only: after how many steps of the epoch the law is wanted, 0 (where checkpoints are taken)
+        by default, or its average over the epoch.
 
     Returns
     -------
-    StationaryCovariance
+    StationaryCovariance, or EpochCovariance for an `EpochNoise`
         An array wherever one is expected.
 
     Raises
@@ -257,6 +287,14 @@ def stationary_covariance(
     known = get_args(Method)
     if method not in known:
         raise InvalidProblemError(f"unknown method {method!r}; the methods are {', '.join(map(repr, known))}")
+    if isinstance(noise, EpochNoise):
+        if method not in ("auto", "spectral"):
+            raise InvalidProblemError(f"method={method!r} solves for independent steps; an EpochNoise needs 'spectral'")
+        return epoch_stationary_covariance(optimizer, hessian, noise, position=position, preconditioner=preconditioner)
+    if position is not None:
+        raise InvalidProblemError(
+            f"position={position!r} is of noise that is correlated within an epoch; give it as an EpochNoise"
+        )
     if isinstance(noise, GradientNoise):
         source: GradientNoise | None = noise
         problem = settle_noise(optimizer, hessian, noise, preconditioner)
