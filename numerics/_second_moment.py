@@ -1,7 +1,7 @@
 r"""The second moments of a linear optimizer whose gradient noise depends on the weights.
 
-A rule that takes one gradient in a step, at the point :math:`q^\top z` of its slots, has :math:`A(h) = A_0 + h\,b q^\top`.
-Its covariance obeys
+A rule that takes one gradient in a step, at the point :math:`q^\top z` of its slots, has
+:math:`A(h) = A_0 + h\,b q^\top`.  Its covariance obeys
 
 .. math:: S' = A S A^\top + b b^\top \otimes \big[C(m) + \mathcal V(M)\big] , \qquad M = q^\top S q ,
 
@@ -109,6 +109,13 @@ class Triangle:
     def matrix(self, operator: Operator) -> Array:
         """A linear map of vectors as a dense matrix."""
         return np.stack([operator(e) for e in np.eye(self.length)], axis=1)
+
+    def tabulated(self, linear: Operator) -> Operator:
+        """A linear map of symmetric matrices that is applied often: a dense matrix where that is small."""
+        if self.length > _DENSE:
+            return linear
+        table = self.matrix(lambda v: self.pack(linear(self.unpack(v))))
+        return lambda a: self.unpack(table @ self.pack(a))
 
 
 def rotated_map(problem: Problem, noise: GradientNoise, which: NDArray[np.intp]) -> Operator:

@@ -23,10 +23,12 @@ from ._evolution import Steps, mirror, still
 from ._extended import Extended, identity
 from ._kernel import mean_kernel, pair_kernel, to_fraction
 from ._margins import check_stable
-from ._problem import Problem, make_problem
+from ._problem import Problem
 from ._settled import moving_noise, settled
 from ._slot_law import slot_index
 from .epochs import EpochNoise, epoch_average_covariance
+from .mean_square import additive_problem
+from .noise import GradientNoise
 
 __all__ = ["autocorrelation_time", "autocovariance", "average_covariance"]
 
@@ -34,7 +36,12 @@ Array: TypeAlias = NDArray[np.float64]
 
 
 def autocovariance(
-    optimizer: Optimizer, hessian: ArrayLike, noise: ArrayLike, lag: int, *, slots: tuple[str, str] = ("w", "w")
+    optimizer: Optimizer,
+    hessian: ArrayLike,
+    noise: ArrayLike | GradientNoise,
+    lag: int,
+    *,
+    slots: tuple[str, str] = ("w", "w"),
 ) -> Array:
     r"""The covariance of one slot with another (or itself) a number of steps earlier, at the stationary law.
 
@@ -67,7 +74,7 @@ def autocovariance(
     >>> autocovariance(sgd(lr=0.5), [[1.0]], [[3.0]], 0), autocovariance(sgd(lr=0.5), [[1.0]], [[3.0]], 2)
     (array([[1.]]), array([[0.25]]))
     """
-    problem = make_problem(optimizer, hessian, noise, None)
+    problem = additive_problem(optimizer, hessian, noise)
     a, b = (slot_index(problem.optimizer, name) for name in slots)
     count = whole_number("lag", lag)
     law, steps = settled(problem)
@@ -84,7 +91,9 @@ def autocovariance(
     return problem.directions.rotate_back(_with_flat(problem, out), symmetric=False)
 
 
-def average_covariance(optimizer: Optimizer, hessian: ArrayLike, noise: ArrayLike | EpochNoise, window: int) -> Array:
+def average_covariance(
+    optimizer: Optimizer, hessian: ArrayLike, noise: ArrayLike | GradientNoise | EpochNoise, window: int
+) -> Array:
     r"""The covariance of the mean of the weights over a window of successive steps, at the stationary law.
 
     Parameters
@@ -115,7 +124,7 @@ def average_covariance(optimizer: Optimizer, hessian: ArrayLike, noise: ArrayLik
     """
     if isinstance(noise, EpochNoise):
         return epoch_average_covariance(optimizer, hessian, noise, window)
-    problem = make_problem(optimizer, hessian, noise, None)
+    problem = additive_problem(optimizer, hessian, noise)
     count = whole_number("window", window, least=1)
     law, steps = settled(problem)
     size, n = law.power.hi.shape[1:]

@@ -24,10 +24,11 @@ from .mean import stationary_mean
 from .noise import GradientNoise
 from .stability import max_learning_rate, spectral_radius
 
-__all__ = ["MeanSquareStability", "mean_square_stability", "settle_noise"]
+__all__ = ["MeanSquareStability", "additive_problem", "check_hessian", "mean_square_stability"]
 
 Array: TypeAlias = NDArray[np.float64]
 
+EPS = float(np.finfo(np.float64).eps)
 #: Learning rates tried below the mean's limit before the edge is bracketed; the feedback grows from 0 at lr = 0.
 _SCAN = 12
 
@@ -78,7 +79,9 @@ class MeanSquareStability:
         mean_growth = spectral_radius(self.optimizer, np.diag(h)) ** 2
 
         def excess(growth: float) -> float:
-            return feedback.radius(feedback.gain_at_growth(self.optimizer, growth)) - 1.0
+            # The reciprocal: the feedback has a pole at the growth of the mean, near which it is nearly straight.
+            radius = feedback.radius(feedback.gain_at_growth(self.optimizer, growth))
+            return 1.0 - 1.0 / radius if radius else -np.inf
 
         low = mean_growth * (1 + 1e-12) + 1e-300
         if excess(low) <= 0:
@@ -86,7 +89,7 @@ class MeanSquareStability:
         high = max(2.0 * low, 1.0)
         while excess(high) > 0:
             high *= 2.0
-        return float(scipy.optimize.brentq(excess, low, high, xtol=1e-15, rtol=4 * np.finfo(np.float64).eps))
+        return float(scipy.optimize.brentq(excess, low, high, xtol=1e-15, rtol=4 * EPS))
 
     @cached_property
     def largest_lr(self) -> float:
@@ -105,7 +108,8 @@ class MeanSquareStability:
         mean_bound = max_learning_rate(self.optimizer, np.diag(feedback.eigenvalues))
 
         def excess(lr: float) -> float:
-            return feedback.radius(feedback.gain(self.optimizer.replace(lr=lr))) - 1.0
+            radius = feedback.radius(feedback.gain(self.optimizer.replace(lr=lr)))
+            return 1.0 - 1.0 / radius if radius else -np.inf
 
         top = mean_bound if np.isfinite(mean_bound) else 1.0 / float(feedback.eigenvalues.max())
         low = top
@@ -124,7 +128,7 @@ class MeanSquareStability:
                 break
             if excess(high) > 0:
                 break
-        return float(scipy.optimize.brentq(excess, low, high, xtol=1e-300, rtol=4 * np.finfo(np.float64).eps))
+        return float(scipy.optimize.brentq(excess, low, high, xtol=1e-300, rtol=4 * EPS))
 
     @property
     def largest_mean_lr(self) -> float:
@@ -205,7 +209,7 @@ def mean_square_stability(
     return MeanSquareStability(problem.optimizer, noise, Feedback(problem, noise))
 
 
-def settle_noise(
+def _settle(
     optimizer: Optimizer, hessian: ArrayLike, noise: GradientNoise, preconditioner: ArrayLike | None
 ) -> Problem:
     """The problem with additive noise that has the same stationary second-order law.
@@ -238,6 +242,15 @@ def settle_noise(
     problem = make_problem(optimizer, hessian, at_mean.noise + added, preconditioner)
     problem.check()
     return problem
+
+
+def additive_problem(
+    optimizer: Optimizer, hessian: ArrayLike, noise: ArrayLike | GradientNoise, preconditioner: ArrayLike | None = None
+) -> Problem:
+    """The problem with additive noise of the same stationary second-order law: as given, unless the noise follows w."""
+    if isinstance(noise, GradientNoise):
+        return _settle(optimizer, hessian, noise, preconditioner)
+    return make_problem(optimizer, hessian, noise, preconditioner)
 
 
 def mean_at_rest(problem: Problem, noise: GradientNoise) -> Array:

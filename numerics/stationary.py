@@ -33,11 +33,11 @@ from ._arrays import rounding_level
 from ._companion import companion, equation_residual, solve_by_doubling, solve_by_kronecker
 from ._kernel import pair_kernel
 from ._margins import check_stable, has_unit_root
-from ._problem import Problem, make_problem
+from ._problem import Problem
 from ._provenance import batches_of
 from ._slot_law import SlotLaw
 from .epochs import EpochCovariance, EpochNoise, Position, epoch_stationary_covariance
-from .mean_square import settle_noise
+from .mean_square import additive_problem
 from .noise import GradientNoise, MinibatchNoise
 
 __all__ = ["Method", "StationaryCovariance", "pair_covariance", "stationary_covariance"]
@@ -132,7 +132,7 @@ class StationaryCovariance(SlotLaw):
 
     @property
     def gradient_noise(self) -> Array:
-        """The covariance of one step's gradient noise at this law, shape (d, d): averaged over it, if it depends on w."""
+        """The covariance of one step's gradient noise, shape (d, d): averaged over this law, if it depends on it."""
         return self._problem.noise
 
     @cached_property
@@ -295,13 +295,9 @@ def stationary_covariance(
         raise InvalidProblemError(
             f"position={position!r} is of noise that is correlated within an epoch; give it as an EpochNoise"
         )
-    if isinstance(noise, GradientNoise):
-        source: GradientNoise | None = noise
-        problem = settle_noise(optimizer, hessian, noise, preconditioner)
-    else:
-        batches = batches_of(noise)
-        source = None if batches is None else MinibatchNoise(*batches)
-        problem = make_problem(optimizer, hessian, noise, preconditioner)
+    batches = batches_of(noise)
+    source = noise if isinstance(noise, GradientNoise) else None if batches is None else MinibatchNoise(*batches)
+    problem = additive_problem(optimizer, hessian, noise, preconditioner)
     return replace(_SOLVERS[method](problem), _source=source)
 
 

@@ -13,7 +13,7 @@ it at the start of a period, and one more period at every other position.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeAlias
@@ -23,21 +23,22 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidProblemError, UnstableError
 from ..theory import Optimizer, recursion
-from ._arrays import vector, whole_number
+from ._arrays import whole_number
 from ._directions import Directions, check_flat_noise
 from ._evolution import Evolution, still
-from ._extended import Extended
-from ._initial import initial_law, initial_mean, mean_after, rest_factors
+from ._initial import initial_law, initial_mean, rest_factors
 from ._log_determinant import log_determinant
+from ._noisy_run import NoisyRun
 from ._problem import Problem, make_problem
+from ._run import Bound, Run
 from ._step_family import StepFamily
-from .schedules import Schedule, phase_name
-from .transient import Start, TransientCovariance, absolute_mean, check_growth, covariance_of, parts_of
+from .noise import GradientNoise
+from .schedules import Schedule
+from .transient import Start, TransientCovariance, absolute_mean, covariance_of, optimum_of
 
 __all__ = ["PeriodicCovariance", "Trajectory", "periodic_covariance", "trajectory"]
 
 Array: TypeAlias = NDArray[np.float64]
-Bound: TypeAlias = tuple[tuple[Optimizer, int], ...]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -93,7 +94,7 @@ def trajectory(
     optimizer: Optimizer,
     schedule: Schedule,
     hessian: ArrayLike,
-    noise: ArrayLike,
+    noise: ArrayLike | GradientNoise,
     *,
     start: Start = None,
     mean: ArrayLike | None = None,
@@ -110,15 +111,17 @@ def trajectory(
         Its phases may be unstable.
     hessian : array_like, shape (d, d)
         H, symmetric positive semidefinite.
-    noise : array_like, shape (d, d)
+    noise : array_like, shape (d, d), or GradientNoise
         C, the covariance of one step's gradient noise; symmetric positive semidefinite.  It need not commute with H.
+        Or noise that depends on the weights, such as `MinibatchNoise`: then every step is taken, one application of the
+        noise's map for each.
     start : StationaryCovariance, TransientCovariance, array_like of shape (d, d), or None
         The covariance at the start, as for `transient_covariance`.
     mean : array_like, shape (d,) or (m * d,), optional
         The mean of the weights at the start, every other slot at rest; or of all m slots, stacked.  The optimum by
         default.
     optimum : array_like, shape (d,), optional
-        The minimiser :math:`w^*` of the loss; 0 by default.
+        The minimiser :math:`w^*` of the loss; 0 by default, and that of the noise where it depends on the weights.
     record : sequence of int, optional
         Increasing times, in steps since the start, from 0 to the length of the schedule.  The start and the end of
         every phase by default.  Each takes an array of shape (d, d).
@@ -147,20 +150,24 @@ def trajectory(
     array([4.5, 6. , 2. ])
     """
     bound = _bind(optimizer, schedule)
-    problem = make_problem(bound[0][0], hessian, noise, None)
+    follows = isinstance(noise, GradientNoise)
+    problem = make_problem(bound[0][0], hessian, noise.covariance() if follows else noise, None)
     directions = problem.directions
     h, d = directions.eigenvalues, directions.eigenvalues.size
     times = _times(record, schedule.steps, (0, *schedule.ends))
-    target = np.zeros(d) if optimum is None else vector("optimum", optimum, dim=d)
+    target = optimum_of(noise, hessian, optimum, d)
     law = initial_law(problem, start)
     rest = rest_factors(bound[0][0])
     centred = initial_mean(bound[0][0], target if mean is None else mean, target, directions)
-    family = StepFamily((o for o, _ in bound), h, rest)
-    run = _Run(bound, family, h, still(len(rest), d), centred, directions.rotate(target))
+    if follows:
+        run: Run = NoisyRun(bound, problem, noise, centred, law, rest)
+    else:
+        family = StepFamily((o for o, _ in bound), h, rest)
+        run = Run(bound, family, h, still(len(rest), d), centred, directions.rotate(target))
     laws, rows, means = [], [], []
     recorded = set(times)
     for where in run.stops({*times, schedule.steps}):
-        parts, heard = parts_of(problem, run.evolution, law)
+        parts, heard = run.parts(problem, law)
         if run.now in recorded:
             left, built = parts(0, 0)
             run.check(bool(np.isfinite(left + built).all()), where)
@@ -286,7 +293,7 @@ def periodic_covariance(
         moving = np.setdiff1d(moving, flat)
         law, _ = _settled(bound, directions.eigenvalues[moving], size)
     h, inner = directions.eigenvalues[moving], np.ix_(moving, moving)
-    run = _Run(bound, StepFamily((o for o, _ in bound), h), h, law)
+    run = Run(bound, StepFamily((o for o, _ in bound), h), h, law)
     laws = []
     for _ in run.stops(set(positions)):
         laws.append(_embedded(problem, run, inner))
@@ -295,13 +302,13 @@ def periodic_covariance(
 
 def _settled(bound: Bound, h: Array, size: int) -> tuple[Evolution, NDArray[np.bool_]]:
     """The law of unit noise at the start of a period, and which eigenvalues do not forget theirs."""
-    run = _Run(bound, StepFamily((o for o, _ in bound), h), h, still(size, h.size))
+    run = Run(bound, StepFamily((o for o, _ in bound), h), h, still(size, h.size))
     for _ in run.stops({sum(count for _, count in bound)}):
         pass
     return run.evolution.repeated_forever()
 
 
-def _embedded(problem: Problem, run: _Run, inner: tuple[NDArray[np.intp], ...]) -> TransientCovariance:
+def _embedded(problem: Problem, run: Run, inner: tuple[NDArray[np.intp], ...]) -> TransientCovariance:
     """The law of the directions that move, with zeros for the flat ones."""
     noise, evolution = problem.rotated_noise, run.evolution
     nothing = np.zeros_like(noise)
@@ -312,52 +319,6 @@ def _embedded(problem: Problem, run: _Run, inner: tuple[NDArray[np.intp], ...]) 
         return nothing, built
 
     return covariance_of(problem, run.optimizer, run.now, parts, np.diagonal(noise) > problem.noise_level)
-
-
-class _Run:
-    """An evolution through the phases of a schedule, and the mean where one is given."""
-
-    def __init__(
-        self,
-        bound: Bound,
-        family: StepFamily,
-        h: Array,
-        evolution: Evolution,
-        mean: Extended | None = None,
-        target: Array | None = None,
-    ) -> None:
-        self._bound, self._family, self._h, self._target = bound, family, h, target
-        self.evolution, self.now, self.optimizer = evolution, 0, bound[0][0]
-        self.mean = Extended.of(np.zeros((1, 1, h.size))) if mean is None else mean
-
-    def stops(self, times: set[int]) -> Iterator[str]:
-        """Go on to each of the times; gives the name of the phase."""
-        pending = sorted(times, reverse=True)
-        begin = 0
-        for index, (optimizer, count) in enumerate(self._bound):
-            end = begin + count
-            where = f"{phase_name(index, begin, end)} of {optimizer!r}"
-            while pending and pending[-1] <= end:
-                self._advance(optimizer, pending.pop() - self.now, where)
-                yield where
-            if pending:
-                self._advance(optimizer, end - self.now, where)
-            begin = end
-
-    def check(self, finite: bool, where: str) -> None:
-        """Raise `DivergenceError` unless a result is finite."""
-        check_growth(finite, self._family(self.optimizer)[0], self._h, where)
-
-    def _advance(self, optimizer: Optimizer, count: int, where: str) -> None:
-        if not count:
-            return
-        self.optimizer = optimizer
-        steps, push = self._family(optimizer)
-        self.evolution = self.evolution.advance(steps, count)
-        if self._target is not None:
-            self.mean = mean_after(steps, count, self.mean, None if push is None else push.scaled(self._target))
-        self.now += count
-        self.check(self.evolution.finite() and self.mean.finite(), where)
 
 
 def _bind(optimizer: Optimizer, schedule: Schedule) -> Bound:

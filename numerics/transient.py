@@ -21,22 +21,25 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import DivergenceError
+from ..errors import InvalidProblemError
 from ..theory import Optimizer, recursion
 from ._arrays import positive_semidefinite, vector, whole_number
 from ._directions import Directions, eigen_directions
-from ._evolution import Evolution, Steps, step_coefficients, step_matrices, steps_of, still
+from ._evolution import step_coefficients, step_matrices, steps_of, still
 from ._extended import Extended
-from ._initial import Law, drive, initial_law, initial_mean, mean_after, rest_factors, start_level
+from ._initial import Law, drive, initial_law, initial_mean, mean_after, rest_factors
 from ._log_determinant import log_determinant
+from ._noisy_run import NoisyRun
 from ._problem import Problem, make_problem
+from ._run import Parts, check_growth, parts_of
 from ._slot_law import SlotLaw, slot_index
+from .mean_square import check_hessian
+from .noise import GradientNoise
 
 __all__ = ["TransientCovariance", "transient_covariance", "transient_mean"]
 
 Array: TypeAlias = NDArray[np.float64]
 Start: TypeAlias = Law | ArrayLike | None
-Parts: TypeAlias = Callable[[int, int], tuple[Array, Array]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -86,7 +89,13 @@ class TransientCovariance(SlotLaw):
 
 
 def transient_covariance(
-    optimizer: Optimizer, hessian: ArrayLike, noise: ArrayLike, steps: int, *, start: Start = None
+    optimizer: Optimizer,
+    hessian: ArrayLike,
+    noise: ArrayLike | GradientNoise,
+    steps: int,
+    *,
+    start: Start = None,
+    mean: ArrayLike | None = None,
 ) -> TransientCovariance:
     r"""The covariance of the weights (and every other slot) a number of steps after a start.
 
@@ -96,14 +105,19 @@ def transient_covariance(
         Every hyper-parameter bound.  It may be unstable.
     hessian : array_like, shape (d, d)
         H, symmetric positive semidefinite.
-    noise : array_like, shape (d, d)
+    noise : array_like, shape (d, d), or GradientNoise
         C, the covariance of one step's gradient noise; symmetric positive semidefinite.  It need not commute with H.
+        Or noise that depends on the weights, such as `MinibatchNoise`.
     steps : int
-        How many steps, at least 0.  What it costs does not grow with it (its logarithm apart).
+        How many steps, at least 0.  What it costs does not grow with it (its logarithm apart), but for noise that
+        depends on the weights: then every step is taken, one application of the noise's map for each.
     start : StationaryCovariance, TransientCovariance, array_like of shape (d, d), or None
         The law at the start: that of another optimizer of the same slots (before a drop of the learning rate, say), a
         covariance of the weights with every other slot at rest (velocities 0, copies of the weights equal to
         them), or None for a start that does not vary.
+    mean : array_like, shape (d,) or (m * d,), optional
+        For noise that depends on the weights: their mean at the start, every other slot at rest; or that of all m
+        slots, stacked.  The optimum of the noise by default.
 
     Returns
     -------
@@ -140,8 +154,15 @@ def transient_covariance(
     >>> after.propagated, after.injected
     (array([[0.25]]), array([[0.25]]))
     """
-    problem = make_problem(optimizer, hessian, noise, None)
     count = whole_number("steps", steps)
+    if isinstance(noise, GradientNoise):
+        return _following(optimizer, hessian, noise, count, start, mean)
+    if mean is not None:
+        raise InvalidProblemError(
+            "with a noise covariance that does not depend on the weights their covariance does not depend on the mean; "
+            "leave mean out, or give noise that follows it, such as MinibatchNoise(problem, batch_size)"
+        )
+    problem = make_problem(optimizer, hessian, noise, None)
     law = initial_law(problem, start)
     h = problem.directions.eigenvalues
     evolution = still(len(problem.optimizer.rule.slots), h.size)
@@ -155,19 +176,29 @@ def transient_covariance(
     return result
 
 
-def parts_of(problem: Problem, evolution: Evolution, law: Extended | None) -> tuple[Parts, NDArray[np.bool_]]:
-    """What is left of a start and what noise has built, as functions of two slots, and which directions can vary."""
-    noise = problem.rotated_noise
-    heard = np.diagonal(noise) > problem.noise_level
-    if law is not None:
-        heard = heard | (np.diagonal(law.hi[0, 0]) > start_level(law))
+def _following(
+    optimizer: Optimizer, hessian: ArrayLike, noise: GradientNoise, count: int, start: Start, mean: ArrayLike | None
+) -> TransientCovariance:
+    """The same under noise that depends on the weights."""
+    target = optimum_of(noise, hessian, None, noise.dim)
+    problem = make_problem(optimizer, hessian, noise.covariance(), None)
+    bound = ((problem.optimizer, count),)
+    law = initial_law(problem, start)
+    centred = initial_mean(problem.optimizer, target if mean is None else mean, target, problem.directions)
+    run = NoisyRun(bound, problem, noise, centred, law, rest_factors(problem.optimizer))
+    for _ in run.stops({count}):
+        pass
+    return covariance_of(problem, problem.optimizer, count, *run.parts(problem, law))
 
-    def parts(a: int, b: int) -> tuple[Array, Array]:
-        with np.errstate(over="ignore", invalid="ignore"):
-            left = np.zeros_like(noise) if law is None else evolution.propagated(a, b, law)
-            return left, evolution.injected(a, b, noise)
 
-    return parts, heard
+def optimum_of(noise: object, hessian: ArrayLike, optimum: ArrayLike | None, dim: int) -> Array:
+    """The minimiser: the one given, or that of the loss whose noise it is; both must agree."""
+    if not isinstance(noise, GradientNoise):
+        return np.zeros(dim) if optimum is None else vector("optimum", optimum, dim=dim)
+    check_hessian(hessian, noise)
+    if optimum is not None and not np.array_equal(vector("optimum", optimum, dim=dim), noise.optimum):
+        raise InvalidProblemError("optimum is not that of the loss whose noise was given; leave it out")
+    return noise.optimum
 
 
 def covariance_of(
@@ -265,12 +296,3 @@ def absolute_mean(centred: Extended, rest: Sequence[Fraction], optimum: Array, d
     along = directions.rotate(optimum)
     centre = Extended.of(np.stack([float(factor) * along for factor in rest])[:, None])
     return np.stack([directions.rotate_back(mean) for mean in (centred + centre).hi[:, 0]])
-
-
-def check_growth(finite: bool, steps: Steps, h: Array, where: str) -> None:
-    """Raise `DivergenceError` unless the result of these steps is finite."""
-    if finite:
-        return
-    growth = np.max(np.abs(np.linalg.eigvals(np.moveaxis(steps.transition.hi, 2, 0))), axis=1)
-    worst = int(np.argmax(growth))
-    raise DivergenceError(where, float(h[worst]), float(growth[worst]))
