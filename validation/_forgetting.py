@@ -7,11 +7,15 @@ Started at the fixed point with no spread, the covariance after k steps falls sh
 
 which falls monotonically in k, because :math:`S - A S A^\top = c\, b b^\top` is positive semidefinite. It also bounds
 the squared correlation between states k steps apart, so the same function spaces the snapshots.
+
+Noise that depends on the weights lets second moments decay more slowly, by the spectral radius :math:`\rho` of their
+own operator in the long run. The share then passes in as many steps more as :math:`\rho` is slower than the slowest
+mode without that noise, and is taken as at least :math:`\rho^k`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +35,8 @@ class Forgetting:
     transition: Array
     covariance: Array
     slots: tuple[int, ...]
+    rate: float = 0.0  # of second moments in the long run, where the noise depends on the weights
+    pace: float = 1.0  # steps of the additive law that pass in one
 
     @classmethod
     def of(cls, optimizer: Optimizer, eigenvalues: Array, slots: tuple[str, ...]) -> Forgetting:
@@ -39,14 +45,25 @@ class Forgetting:
         covariance = np.asarray(pair_covariance(optimizer, eigenvalues, eigenvalues), dtype=np.float64)
         return cls(transition, covariance, tuple(optimizer.rule.slots.index(name) for name in slots))
 
+    def slowed(self, rate: float) -> Forgetting:
+        """The same where second moments decay by ``rate`` in the long run, in all slots."""
+        pace = float(np.log(rate) / np.log(self.radius)) if 0.0 < self.radius < rate < 1.0 else 1.0
+        return replace(self, rate=rate, pace=pace, slots=tuple(range(self.transition.shape[-1])))
+
+    @property
+    def radius(self) -> float:
+        """The factor by which second moments of all slots decay in the long run where the noise is additive."""
+        return float(np.max(np.abs(np.linalg.eigvals(self.transition)), initial=0.0)) ** 2
+
     def share(self, steps: int) -> float:
         """The share still remembered after ``steps`` steps."""
         if not len(self.transition):
             return 0.0
-        power = np.linalg.matrix_power(self.transition, steps)
+        power = np.linalg.matrix_power(self.transition, int(self.pace * steps))
         left = np.einsum("nsi,nij,nsj->ns", power, self.covariance, power)[:, self.slots]
         whole = np.einsum("nss->ns", self.covariance)[:, self.slots]
-        return float(np.max(np.divide(left, whole, out=np.zeros_like(left), where=whole > 0)))
+        share = float(np.max(np.divide(left, whole, out=np.zeros_like(left), where=whole > 0)))
+        return max(share, float(self.rate**steps))
 
     def steps(self, share: float, limit: int) -> int | None:
         """The fewest steps (at least 1) after which at most ``share`` is remembered; None if more than ``limit``."""

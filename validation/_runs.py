@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from ..errors import DivergenceError, HyperparameterError, InvalidProblemError, InvalidRuleError, NonStationaryError
-from ..numerics import LeastSquares, Quadratic
+from ..numerics import Quadratic
 from ..theory import Optimizer
+from ._draws import Gradient
 from ._forgetting import growth
-from ._gradients import Gradient, GradientSource, gradient_source
+from ._gradients import GradientSource, Measurable, gradient_source
 from ._progress import progress_bar
 from .torch_optimizers import torch_optimizer
 
@@ -109,8 +110,8 @@ class Setup:
 
     @property
     def quadratic(self) -> Quadratic:
-        """The problem with additive noise."""
-        return self.source.additive
+        """The mean loss, with the noise at its minimum."""
+        return self.source.quadratic
 
     def new_run(self, optimizer: Optimizer, state: list[torch.Tensor]) -> Run:
         """A run from a state; it owns the state."""
@@ -119,7 +120,7 @@ class Setup:
 
 def set_up(
     optimizer: Optimizer,
-    problem: Quadratic | LeastSquares,
+    problem: Measurable,
     *,
     replicas: int,
     slots: tuple[str, ...],

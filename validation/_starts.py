@@ -18,8 +18,9 @@ from .. import numerics
 from ..errors import InvalidProblemError
 from ..numerics import StationaryCovariance, TransientCovariance
 from ..theory import Optimizer
-from ._forgetting import Forgetting
-from ._gradients import range_factor
+from ._draws import range_factor
+from ._fourth_moment import FourthMoment, fourth_moment
+from ._planning import forgetting_of, stationary_law
 from ._runs import Setup, advance
 from .stationary import LARGEST_AUTOMATIC_BURN_IN, TRANSIENT_FRACTION
 
@@ -40,6 +41,7 @@ class Begun:
     text: str
     burn_in: int = 0
     transient: float = 0.0
+    fourth_moment: FourthMoment | None = None  # of the law that they ran to, where it has no such moment
 
 
 def begin(setup: Setup, start: Start, mean: ArrayLike | None, *, progress: bool) -> Begun:
@@ -65,10 +67,8 @@ def begin(setup: Setup, start: Start, mean: ArrayLike | None, *, progress: bool)
 
 def burn_in_steps(setup: Setup, optimizer: Optimizer, slots: tuple[str, ...]) -> tuple[int, float]:
     """Steps that bring a run from its fixed point to its stationary law, and the bias left in standard errors."""
-    quadratic = setup.quadratic
-    predicted = numerics.stationary_covariance(optimizer, quadratic.hessian, quadratic.noise)
-    moving = np.delete(np.asarray(predicted.eigenvalues), np.asarray(predicted.flat, dtype=int))
-    forgetting = Forgetting.of(optimizer, moving, slots)
+    law = stationary_law(optimizer, setup.source)
+    forgetting = forgetting_of(optimizer, setup.source, law, slots)
     error = float(np.sqrt(2.0 / setup.replicas))
     burn_in = forgetting.steps(TRANSIENT_FRACTION * error, LARGEST_AUTOMATIC_BURN_IN)
     if burn_in is None:
@@ -77,8 +77,6 @@ def burn_in_steps(setup: Setup, optimizer: Optimizer, slots: tuple[str, ...]) ->
             f"the slowest direction of {optimizer!r} still misses a share {left:.3g} of its variance after "
             f"{LARGEST_AUTOMATIC_BURN_IN:,} steps. Start from its law as numerics.stationary_covariance solves it."
         )
-    # The second moments of minibatch runs may decay more slowly than the additive model's.
-    burn_in *= 1 if setup.source.exact else 2
     return burn_in, forgetting.share(burn_in) / error
 
 
@@ -94,7 +92,10 @@ def _burnt_in(setup: Setup, optimizer: Optimizer, *, progress: bool) -> Begun:
     fixed = numerics.stationary_mean(optimizer, setup.quadratic.hessian, setup.quadratic.optimum, slots=slots)
     run = setup.new_run(optimizer, _at(setup, fixed))
     advance(run, setup, burn_in, lambda step: None, progress=progress, stepping=lambda step: optimizer)
-    return Begun([run.read(slot) for slot in slots], f"{burn_in} steps of {optimizer!r}", burn_in, transient)
+    fourth = fourth_moment(optimizer, setup.source)
+    if fourth is not None and fourth.trusted:
+        fourth = None
+    return Begun([run.read(slot) for slot in slots], f"{burn_in} steps of {optimizer!r}", burn_in, transient, fourth)
 
 
 def _drawn_from(setup: Setup, law: StationaryCovariance | TransientCovariance, mean: ArrayLike | None) -> Begun:

@@ -53,7 +53,10 @@ class Agreement:
     Attributes
     ----------
     p_value : float
-        One number for the whole matrix: uniform on (0, 1) under a true prediction, small under a false one.
+        One number for the whole matrix: uniform on (0, 1) under a true prediction, small under a false one. nan, which
+        is neither large nor small, where there is none.
+    withheld : str or None
+        Why there is none: without a fourth moment of the iterates no standard error means anything.
     z : ndarray, shape (k*d, k*d)
         Difference of each entry in its own standard errors. Entries are correlated: `p_value` is the verdict, not their
         number.
@@ -75,6 +78,7 @@ class Agreement:
     """
 
     p_value: float
+    withheld: str | None
     z: Array = field(repr=False)
     max_abs_z: float
     relative_error: float
@@ -90,7 +94,7 @@ class Agreement:
         size = len(self.z)
         matrix = f"covariance of {', '.join(self.slots)}, {size} x {size}, rank {self.rank}"
         rows = [
-            ("p-value", f"{_p_text(self.p_value)} ({matrix})"),
+            ("p-value", f"{_p_text(self.p_value)} ({matrix})" if self.withheld is None else f"none: {self.withheld}"),
             ("relative error", f"{self.relative_error:.3%}, by Monte Carlo alone {self.expected_relative_error:.3%}"),
             ("largest |z|", f"{self.max_abs_z:.2f} of {size * (size + 1) // 2} entries"),
             ("replicas", str(self.replicas)),
@@ -145,6 +149,10 @@ def compare(
     be at most the square root of that same threshold, plus ``steps * eps * |mean|`` for the rounding of the iterates,
     or ``p_value`` is 0.
 
+    Where the noise depends on the weights, iterates may have a covariance and no fourth moment. Their squares then have
+    no variance, so that no standard error of the covariance means anything: `Agreement.withheld` says so, and there is
+    no p-value unless a direction without variance moved. The mean is tested all the same.
+
     Strongly skewed or heavy-tailed iterates want more replicas, or several snapshots of each, for the p-value to be
     as well calibrated as it is for Gaussian ones.
 
@@ -193,8 +201,10 @@ def compare(
 
     difference = estimate.value - predicted
     z = _standardised(difference, estimate.standard_error, frame.tolerance**2 / np.outer(frame.scale, frame.scale))
+    withheld = _withheld(estimate)
     return Agreement(
-        p_value=0.0 if flat_excess > 1.0 else p_value,
+        p_value=0.0 if flat_excess > 1.0 else p_value if withheld is None else float("nan"),
+        withheld=None if flat_excess > 1.0 else withheld,
         z=z,
         max_abs_z=float(np.max(np.abs(z))),
         relative_error=_relative(difference, predicted),
@@ -255,8 +265,10 @@ def _compare_autocovariance(
     p_value = cross_test(estimate.later @ inside, estimate.earlier @ inside, inside.T @ predicted @ inside)
     difference = estimate.value - predicted
     z = _standardised(difference, estimate.standard_error, frame.tolerance**2 / np.outer(frame.scale, frame.scale))
+    withheld = _withheld(estimate)
     return Agreement(
-        p_value=0.0 if flat_excess > 1.0 else p_value,
+        p_value=0.0 if flat_excess > 1.0 else p_value if withheld is None else float("nan"),
+        withheld=None if flat_excess > 1.0 else withheld,
         z=z,
         max_abs_z=float(np.max(np.abs(z))),
         relative_error=_relative(difference, predicted),
@@ -268,6 +280,14 @@ def _compare_autocovariance(
         slots=estimate.slots,
         replicas=estimate.replicas,
     )
+
+
+def _withheld(estimate: Estimate | AutocovarianceEstimate) -> str | None:
+    """Why no p-value would mean anything, if it would not."""
+    fourth = estimate.fourth_moment
+    if fourth is None or fourth.trusted:
+        return None
+    return f"the standard errors mean nothing, because the fourth moment of the iterates {fourth}"
 
 
 def _finite_prediction(estimate: Estimate | AutocovarianceEstimate, prediction: Prediction) -> Array:

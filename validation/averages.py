@@ -23,9 +23,12 @@ from numpy.typing import DTypeLike, NDArray
 
 from .. import numerics
 from ..errors import InvalidProblemError
-from ..numerics import LeastSquares, Quadratic, StationaryCovariance
+from ..numerics import StationaryCovariance
 from ..theory import Optimizer
+from ._fourth_moment import FourthMoment, fourth_moment
+from ._gradients import Measurable
 from ._moments import moments
+from ._planning import stationary_law
 from ._runs import Engine, Run, Setup, advance, check_count, read_slots, set_up
 from ._starts import Begun, begin
 from .transient import TransientEstimate, estimate_at, recorded_steps
@@ -76,11 +79,13 @@ class AutocovarianceEstimate:
     start : str
         How the replicas came to their stationary law, in words.
     law : StationaryCovariance
-        That law as numerics solves it (for minibatches, with additive noise): the units in which `compare` looks.
+        That law as numerics solves it: the units in which `compare` looks.
     slots : tuple of str
     optimizer : Optimizer
     engine : str
     gradients : str
+    fourth_moment : FourthMoment or None
+        As in `Estimate`.
     seed : int
     """
 
@@ -98,6 +103,7 @@ class AutocovarianceEstimate:
     optimizer: Optimizer
     engine: str
     gradients: str
+    fourth_moment: FourthMoment | None = field(default=None, kw_only=True)
     seed: int
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
@@ -112,6 +118,7 @@ class AutocovarianceEstimate:
             ("covariance of", f"{slots} with {slots} {self.lag} steps earlier"),
             ("start", self.start),
             ("sample", f"{self.replicas} replicas"),
+            *([] if self.fourth_moment is None else [("fourth moment", str(self.fourth_moment))]),
             ("seed", str(self.seed)),
         ]
 
@@ -126,7 +133,7 @@ class AutocovarianceEstimate:
 @overload
 def autocovariance(
     optimizer: Optimizer,
-    problem: Quadratic | LeastSquares,
+    problem: Measurable,
     lag: int,
     *,
     replicas: int,
@@ -144,7 +151,7 @@ def autocovariance(
 @overload
 def autocovariance(
     optimizer: Optimizer,
-    problem: Quadratic | LeastSquares,
+    problem: Measurable,
     lag: Sequence[int],
     *,
     replicas: int,
@@ -161,7 +168,7 @@ def autocovariance(
 
 def autocovariance(
     optimizer: Optimizer,
-    problem: Quadratic | LeastSquares,
+    problem: Measurable,
     lag: int | Sequence[int],
     *,
     replicas: int,
@@ -180,7 +187,7 @@ def autocovariance(
     ----------
     optimizer : Optimizer
         Every hyper-parameter bound.
-    problem : Quadratic or LeastSquares
+    problem : Quadratic, LeastSquares, QuadraticExamples or GradientNoise
         As in `stationary_covariance`.
     lag : int or sequence of int
         How many steps the later state is behind the earlier one, at least 0; several ascending lags are all measured in
@@ -193,9 +200,9 @@ def autocovariance(
     slots : tuple of str
         Slots to report, stacked in this order.
     batch_size : int, optional
-        For `LeastSquares` only.
+        For `LeastSquares` and `QuadraticExamples`.
     replacement : bool
-        Whether the examples of one minibatch are drawn with replacement.
+        Whether the examples of one minibatch are drawn with replacement, for these.
     engine : {"rule", "torch.optim"}
         As in `stationary_covariance`.
     rng : numpy.random.Generator or int, optional
@@ -245,13 +252,14 @@ def autocovariance(
             later[step] = read_slots(run, setup.slots)
 
     advance(run, setup, lags[-1], take, progress=progress)
-    estimates = tuple(_autocovariance_of(setup, law, begun, s, later[s], earlier) for s in lags)
+    fourth = fourth_moment(optimizer, setup.source)
+    estimates = tuple(_autocovariance_of(setup, law, begun, s, later[s], earlier, fourth) for s in lags)
     return estimates if isinstance(lag, Iterable) else estimates[0]
 
 
 def average_covariance(
     optimizer: Optimizer,
-    problem: Quadratic | LeastSquares,
+    problem: Measurable,
     window: int,
     *,
     replicas: int,
@@ -270,7 +278,7 @@ def average_covariance(
     ----------
     optimizer : Optimizer
         Every hyper-parameter bound.
-    problem : Quadratic or LeastSquares
+    problem : Quadratic, LeastSquares, QuadraticExamples or GradientNoise
         As in `stationary_covariance`.
     window : int
         How many successive states each mean is of, at least 1.
@@ -281,9 +289,9 @@ def average_covariance(
     slots : tuple of str
         Slots to average and report, stacked in this order.
     batch_size : int, optional
-        For `LeastSquares` only.
+        For `LeastSquares` and `QuadraticExamples`.
     replacement : bool
-        Whether the examples of one minibatch are drawn with replacement.
+        Whether the examples of one minibatch are drawn with replacement, for these.
     engine : {"rule", "torch.optim"}
         As in `stationary_covariance`.
     rng : numpy.random.Generator or int, optional
@@ -329,7 +337,8 @@ def average_covariance(
     add = _adder(run, setup.slots, total)
     advance(run, setup, int(window), add, progress=progress)
     averages = (total / int(window)).cpu().numpy()
-    estimate = estimate_at(setup, begun, int(window), averages, optimizer)
+    fourth = fourth_moment(optimizer, setup.source)
+    estimate = estimate_at(setup, begun, int(window), averages, optimizer, fourth)
     return AverageEstimate(**vars(estimate), window=int(window))
 
 
@@ -338,7 +347,7 @@ def _stationary_run(setup: Setup, start: Stationarity, *, progress: bool) -> tup
     if start not in ("burn-in", "law"):
         raise InvalidProblemError(f"start must be 'burn-in' or 'law', got {start!r}.")
     optimizer, quadratic = setup.optimizer, setup.quadratic
-    law = numerics.stationary_covariance(optimizer, quadratic.hessian, quadratic.noise)
+    law = stationary_law(optimizer, setup.source)
     if start == "burn-in":
         begun = begin(setup, optimizer, None, progress=progress)
     else:
@@ -360,7 +369,13 @@ def _adder(run: Run, slots: tuple[str, ...], total: torch.Tensor) -> Callable[[i
 
 
 def _autocovariance_of(
-    setup: Setup, law: StationaryCovariance, begun: Begun, lag: int, later: Array, earlier: Array
+    setup: Setup,
+    law: StationaryCovariance,
+    begun: Begun,
+    lag: int,
+    later: Array,
+    earlier: Array,
+    fourth: FourthMoment | None,
 ) -> AutocovarianceEstimate:
     size = later.shape[1]
     value, standard_error, _, _ = moments(np.concatenate([later, earlier], axis=1)[None])
@@ -379,5 +394,6 @@ def _autocovariance_of(
         optimizer=setup.optimizer,
         engine=setup.engine,
         gradients=setup.source.kind,
+        fourth_moment=begun.fourth_moment or (fourth and fourth.after(lag)),
         seed=setup.seed,
     )

@@ -22,10 +22,12 @@ from numpy.typing import DTypeLike, NDArray
 
 from .. import numerics
 from ..errors import InvalidProblemError
-from ..numerics import LeastSquares, Quadratic
 from ..theory import Optimizer
 from ._forgetting import Forgetting
+from ._fourth_moment import FourthMoment, fourth_moment
+from ._gradients import Measurable
 from ._moments import moments
+from ._planning import forgetting_of, stationary_law
 from ._runs import advance, check_count, read_slots, set_up
 
 __all__ = ["Estimate", "stationary_covariance"]
@@ -69,6 +71,8 @@ class Estimate:
         "rule" or "torch.optim".
     gradients : str
         What kind of gradients the run saw, in words.
+    fourth_moment : FourthMoment or None
+        Whether the law has the fourth moment that standard errors need; None where the noise is additive.
     seed : int
         ``rng=seed`` repeats the run on the same device and version of PyTorch.
     """
@@ -87,6 +91,7 @@ class Estimate:
     optimizer: Optimizer
     engine: str
     gradients: str
+    fourth_moment: FourthMoment | None = field(default=None, kw_only=True)
     seed: int
 
     @property
@@ -100,7 +105,8 @@ class Estimate:
 
     def _rows(self) -> list[tuple[str, str]]:
         snapshots, replicas, size = self.samples.shape
-        stepper = "its rule" if self.engine == "rule" else "torch.optim.SGD"
+        stepper = {"rule": "its rule", "torch.optim": "torch.optim.SGD"}.get(self.engine, self.engine)
+        fourth = [] if self.fourth_moment is None else [("fourth moment", str(self.fourth_moment))]
         return [
             ("optimizer", f"{self.optimizer!r}, stepped by {stepper}"),
             ("gradients", self.gradients),
@@ -108,6 +114,7 @@ class Estimate:
             ("sample", f"{replicas} replicas x {snapshots} snapshots, {self.spacing} steps apart"),
             ("burn-in", f"{self.burn_in} steps, leaving a bias of at most {self.transient:.2g} standard errors"),
             ("relative error", f"{self.relative_standard_error:.2%} expected (Frobenius norm)"),
+            *fourth,
             ("seed", str(self.seed)),
         ]
 
@@ -121,7 +128,7 @@ class Estimate:
 
 def stationary_covariance(
     optimizer: Optimizer,
-    problem: Quadratic | LeastSquares,
+    problem: Measurable,
     *,
     replicas: int,
     steps: int | Literal["auto"] = "auto",
@@ -144,25 +151,27 @@ def stationary_covariance(
     ----------
     optimizer : Optimizer
         Every hyper-parameter bound.
-    problem : Quadratic or LeastSquares
+    problem : Quadratic, LeastSquares, QuadraticExamples or GradientNoise
         With a `Quadratic`, gradients are ``H (w - optimum)`` plus Gaussian noise of covariance ``problem.noise``. With
-        a `LeastSquares` and ``batch_size``, every replica draws true minibatches; the noise then depends on the state,
-        and theory's additive model is an approximation.
+        a `LeastSquares` or `QuadraticExamples` and ``batch_size``, every replica draws true minibatches. With the noise
+        itself (`MinibatchNoise`, `GaussianMinibatchNoise`, `DropoutNoise`, `InputNoise`, or one of these plus a
+        covariance) it sees what makes that noise: batches, fresh data, dropped or noisy inputs, added Gaussian noise.
     replicas : int
         Independent runs, at least 2 (`compare` wants 100).
     steps : int or "auto"
         Total steps of each replica. "auto" burns in until the variance still missing along any eigenvector of the
-        Hessian is at most 1% of its Monte-Carlo standard error, by theory's recursion (and twice as long for
-        minibatches, whose second moments may decay more slowly), then goes on to the last snapshot.
+        Hessian is at most 1% of its Monte-Carlo standard error, by theory's recursion, then goes on to the last
+        snapshot. Where the noise depends on the weights, second moments decay as slowly as the spectral radius of their
+        own operator says (`mean_square_stability`), and the run is as much longer.
     snapshots : int or "auto"
         States to use of each replica, so far apart that the squared correlation between neighbours is at most exp(-2).
         "auto": 8; with explicit ``steps``, at most 8 and no more than fit into the second half of the run.
     slots : tuple of str
         Slots to report, stacked in this order.
     batch_size : int, optional
-        For `LeastSquares` only.
+        For `LeastSquares` and `QuadraticExamples`.
     replacement : bool
-        Whether the examples of one minibatch are drawn with replacement.
+        Whether the examples of one minibatch are drawn with replacement, for these.
     engine : {"rule", "torch.optim"}
         What steps: the rule's own function, or the real ``torch.optim.SGD`` (see `torch_optimizer`).
     rng : numpy.random.Generator or int, optional
@@ -181,7 +190,8 @@ def stationary_covariance(
     InvalidProblemError
         If an argument does not fit, or "auto" would need more than a million steps.
     UnstableError, NonStationaryError
-        If there is no stationary law (numerics decides), or iterates left the finite numbers.
+        If there is no stationary law (numerics decides), or iterates left the finite numbers. MeanSquareUnstableError
+        if the mean settles but second moments grow: before anything runs.
     InvalidRuleError
         If ``engine="torch.optim"`` has no object for the rule.
     HyperparameterError
@@ -203,10 +213,9 @@ def stationary_covariance(
     )  # fmt: skip
     slots, quadratic = setup.slots, setup.quadratic
 
-    predicted = numerics.stationary_covariance(optimizer, quadratic.hessian, quadratic.noise)
-    moving = np.delete(np.asarray(predicted.eigenvalues), np.asarray(predicted.flat, dtype=int))
-    forgetting = Forgetting.of(optimizer, moving, slots)
-    burn_in, spacing, count = _schedule(forgetting, replicas, steps, snapshots, margin=1 if setup.source.exact else 2)
+    law = stationary_law(optimizer, setup.source)
+    forgetting = forgetting_of(optimizer, setup.source, law, slots)
+    burn_in, spacing, count = _schedule(forgetting, replicas, steps, snapshots)
 
     known = optimizer.rule.slots
     fixed = numerics.stationary_mean(optimizer, quadratic.hessian, quadratic.optimum, slots=known)
@@ -239,12 +248,13 @@ def stationary_covariance(
         optimizer=optimizer,
         engine=engine,
         gradients=setup.source.kind,
+        fourth_moment=fourth_moment(optimizer, setup.source),
         seed=setup.seed,
     )
 
 
 def _schedule(
-    forgetting: Forgetting, replicas: int, steps: int | str, snapshots: int | str, margin: int
+    forgetting: Forgetting, replicas: int, steps: int | str, snapshots: int | str
 ) -> tuple[int, int, int]:
     """Burn-in, spacing and number of snapshots."""
     if snapshots != "auto":
@@ -261,7 +271,7 @@ def _schedule(
                 f"{LARGEST_AUTOMATIC_BURN_IN:,} steps, and at most {share:.3g} may be missing. Give steps=... to run "
                 f"anyway, or take a larger learning rate or a better conditioned problem."
             )
-        return margin * burn_in, spacing, count
+        return burn_in, spacing, count
     check_count("steps", steps, 1)
     total = int(steps)
     spacing = total if spacing is None else spacing

@@ -21,8 +21,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import HyperparameterError, InvalidProblemError
-from ..numerics import LeastSquares, Quadratic, Schedule
+from ..numerics import Schedule
 from ..theory import Optimizer
+from ._fourth_moment import fourth_moment
+from ._gradients import Measurable
 from ._runs import Engine, Run, Setup, TorchRun, advance, check_optimizer, read_slots, set_up
 from ._starts import Start, begin
 from .schedules import SchedulerFactory, schedule_from_torch, scheduler_of
@@ -126,7 +128,7 @@ class Trajectory:
 def trajectory(
     optimizer: Optimizer,
     schedule: Schedule | SchedulerFactory,
-    problem: Quadratic | LeastSquares,
+    problem: Measurable,
     *,
     start: Start = None,
     mean: ArrayLike | None = None,
@@ -150,7 +152,7 @@ def trajectory(
         What changes over time; or a function that makes a real ``torch.optim.lr_scheduler`` for a ``torch.optim``
         object, as ``lambda optim: StepLR(optim, step_size=30)`` does. With ``engine="torch.optim"`` that scheduler
         itself steps along, once after each step of the optimizer; the rule follows what `schedule_from_torch` reads.
-    problem : Quadratic or LeastSquares
+    problem : Quadratic, LeastSquares, QuadraticExamples or GradientNoise
         As in `stationary_covariance`.
     start : Optimizer, StationaryCovariance, TransientCovariance, array_like or None
         As in `transient_covariance`.
@@ -164,9 +166,9 @@ def trajectory(
     slots : tuple of str
         Slots to report, stacked in this order.
     batch_size : int, optional
-        For `LeastSquares` only.
+        For `LeastSquares` and `QuadraticExamples`.
     replacement : bool
-        Whether the examples of one minibatch are drawn with replacement.
+        Whether the examples of one minibatch are drawn with replacement, for these.
     engine : {"rule", "torch.optim"}
         What steps: the rule's own function, or the real ``torch.optim.SGD`` (see `torch_optimizer`).
     rng : numpy.random.Generator or int, optional
@@ -259,9 +261,12 @@ def trajectory(
         run, setup, records[-1], take, before=change, progress=progress, stepping=stepping, recorded=wanted
     )  # fmt: skip
     trace, trace_error, risk, risk_error = np.array(summaries.found).T
+    fourth = fourth_moment(_boldest(phases, int(np.searchsorted(ends, records[-1]))), setup.source)
     return Trajectory(
         times=np.array(records, dtype=np.int64),
-        estimates=tuple(estimate_at(setup, begun, step, states[step], stepping(step)) for step in records),
+        estimates=tuple(
+            estimate_at(setup, begun, step, states[step], stepping(step), fourth) for step in records
+        ),
         trace=trace,
         trace_standard_error=trace_error,
         excess_risk=risk,
@@ -283,6 +288,11 @@ def _plan(schedule: Schedule | SchedulerFactory, optimizer: Optimizer, end: int)
     if end > schedule.steps:
         raise InvalidProblemError(f"record asks for step {end}, but the schedule ends after {schedule.steps} steps.")
     return schedule
+
+
+def _boldest(phases: Sequence[tuple[Optimizer, int]], last: int) -> Optimizer:
+    """Of the optimizers up to a phase, one of the largest learning rate: its fourth moments grow fastest."""
+    return max((optimizer for optimizer, _ in phases[: last + 1]), key=lambda o: float(o.values.get("lr", 0.0)))
 
 
 class _Summaries:

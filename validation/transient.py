@@ -20,8 +20,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidProblemError
-from ..numerics import LeastSquares, Quadratic
 from ..theory import Optimizer
+from ._fourth_moment import FourthMoment, fourth_moment
+from ._gradients import Measurable
 from ._moments import moments
 from ._runs import Engine, Setup, advance, check_count, read_slots, set_up
 from ._starts import Begun, Start, begin
@@ -60,7 +61,7 @@ class TransientEstimate(Estimate):
 @overload
 def transient_covariance(
     optimizer: Optimizer,
-    problem: Quadratic | LeastSquares,
+    problem: Measurable,
     steps: int,
     *,
     start: Start = ...,
@@ -79,7 +80,7 @@ def transient_covariance(
 @overload
 def transient_covariance(
     optimizer: Optimizer,
-    problem: Quadratic | LeastSquares,
+    problem: Measurable,
     steps: Sequence[int],
     *,
     start: Start = ...,
@@ -97,7 +98,7 @@ def transient_covariance(
 
 def transient_covariance(
     optimizer: Optimizer,
-    problem: Quadratic | LeastSquares,
+    problem: Measurable,
     steps: int | Sequence[int],
     *,
     start: Start = None,
@@ -117,7 +118,7 @@ def transient_covariance(
     ----------
     optimizer : Optimizer
         Every hyper-parameter bound. It may be unstable, for as long as its iterates stay finite.
-    problem : Quadratic or LeastSquares
+    problem : Quadratic, LeastSquares, QuadraticExamples or GradientNoise
         As in `stationary_covariance`.
     steps : int or sequence of int
         How many steps after the start, at least 0; several ascending numbers are all recorded in the one run.
@@ -140,9 +141,9 @@ def transient_covariance(
     slots : tuple of str
         Slots to report, stacked in this order.
     batch_size : int, optional
-        For `LeastSquares` only.
+        For `LeastSquares` and `QuadraticExamples`.
     replacement : bool
-        Whether the examples of one minibatch are drawn with replacement.
+        Whether the examples of one minibatch are drawn with replacement, for these.
     engine : {"rule", "torch.optim"}
         What steps: the rule's own function, or the real ``torch.optim.SGD`` (see `torch_optimizer`).
     rng : numpy.random.Generator or int, optional
@@ -197,12 +198,18 @@ def transient_covariance(
             samples[step] = read_slots(run, setup.slots)
 
     advance(run, setup, times[-1], take, progress=progress, recorded=wanted)
-    estimates = tuple(estimate_at(setup, begun, time, samples[time], optimizer) for time in times)
+    fourth = fourth_moment(optimizer, setup.source)
+    estimates = tuple(estimate_at(setup, begun, time, samples[time], optimizer, fourth) for time in times)
     return estimates if isinstance(steps, Iterable) else estimates[0]
 
 
-def estimate_at(setup: Setup, begun: Begun, time: int, states: Array, optimizer: Optimizer) -> TransientEstimate:
-    """The estimate from the states (replicas, k*d) a number of steps after the start."""
+def estimate_at(
+    setup: Setup, begun: Begun, time: int, states: Array, optimizer: Optimizer, fourth: FourthMoment | None
+) -> TransientEstimate:
+    """The estimate from the states (replicas, k*d) a number of steps after the start.
+
+    Where the law that replicas started from has no fourth moment, no later one does; ``fourth`` is of the steps.
+    """
     value, standard_error, mean, mean_standard_error = moments(states[None])
     return TransientEstimate(
         value=value,
@@ -219,6 +226,7 @@ def estimate_at(setup: Setup, begun: Begun, time: int, states: Array, optimizer:
         optimizer=optimizer,
         engine=setup.engine,
         gradients=setup.source.kind,
+        fourth_moment=begun.fourth_moment or (fourth and fourth.after(time)),
         seed=setup.seed,
         time=time,
         start=begun.text,

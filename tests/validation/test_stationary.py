@@ -12,13 +12,15 @@ from sgdcov.errors import (
     HyperparameterError,
     InvalidProblemError,
     InvalidRuleError,
+    MeanSquareUnstableError,
     NonStationaryError,
     UnstableError,
 )
 from sgdcov.numerics import LeastSquares, Quadratic
 from sgdcov.theory import heavy_ball, nesterov, polyak, qhm, sam, sgd, sgdw, update_rule, with_ema
-from sgdcov.validation import compare, stationary_covariance
-from sgdcov.validation._gradients import _distinct_rows, gradient_source
+from sgdcov.validation import compare, stationary_covariance, transient_covariance
+from sgdcov.validation._draws import distinct_rows
+from sgdcov.validation._gradients import gradient_source
 from sgdcov.validation._moments import moments
 from sgdcov.validation.stationary import SNAPSHOT_SHARE, TRANSIENT_FRACTION
 
@@ -162,7 +164,7 @@ def test_the_whole_data_set_as_a_batch_has_no_noise():
 @pytest.mark.parametrize("batch_size", [2, 3, 4, 6])
 def test_subsets_are_distinct_and_equally_likely(batch_size):
     generator = torch.Generator().manual_seed(8)
-    rows = _distinct_rows(6, (60_000, batch_size), generator).sort(dim=1).values.numpy()
+    rows = distinct_rows(6, (60_000, batch_size), generator).sort(dim=1).values.numpy()
     assert (np.diff(rows, axis=1) > 0).all()
     counts = np.unique(rows, axis=0, return_counts=True)[1]
     expected = 60_000 / len(counts)
@@ -354,7 +356,7 @@ def test_an_interrupt_is_passed_on_and_takes_the_bar_away(monkeypatch):
         ({"rng": "seed"}, InvalidProblemError, "got str"),
         ({"batch_size": 8}, InvalidProblemError, "a Quadratic has no examples"),
         ({"problem": regression()}, InvalidProblemError, "60 examples needs batch_size"),
-        ({"problem": regression(), "batch_size": 0}, InvalidProblemError, "batch_size must be from 1"),
+        ({"problem": regression(), "batch_size": 0}, InvalidProblemError, "batch_size must be an integer of at"),
         ({"problem": regression(), "batch_size": 61, "replacement": False}, InvalidProblemError, "60, got 61"),
         ({"problem": np.eye(2)}, InvalidProblemError, "got ndarray"),
         ({"optimizer": sgd}, InvalidRuleError, "expected an optimizer"),
@@ -376,10 +378,13 @@ def test_what_cannot_be_measured_is_refused(options, error, message):
         stationary_covariance(arguments.pop("optimizer"), arguments.pop("problem"), **arguments)
 
 
-def test_iterates_that_leave_the_finite_numbers_are_reported():
+def test_minibatches_without_a_covariance_are_refused_before_they_run():
     # Mean curvature 1, so lr = 1.9 contracts on average; the two examples in ten with curvature 5 multiply by -8.5.
     problem = LeastSquares(np.sqrt([[5.0]] * 2 + [[0.0]] * 8), np.arange(10.0))
+    run = {"replicas": 20, "batch_size": 1, "rng": 0, "progress": False}
+    with pytest.raises(MeanSquareUnstableError, match="beyond mean-square stability"):
+        stationary_covariance(sgd(lr=1.9), problem, steps=300, snapshots=1, **run)
+    # Asked for a finite number of steps they do run, and huge but finite numbers are what they are; no more than that.
+    assert np.trace(transient_covariance(sgd(lr=1.9), problem, 300, **run).value) > 1e20
     with pytest.raises(NonStationaryError, match=r"diverged: .* of 4000 steps"):
-        stationary_covariance(
-            sgd(lr=1.9), problem, replicas=20, steps=4000, snapshots=1, batch_size=1, rng=0, progress=False
-        )
+        transient_covariance(sgd(lr=1.9), problem, 4000, **run)
