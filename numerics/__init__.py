@@ -14,6 +14,7 @@
 `pair_covariance`                    the covariance kernel of pairs of Hessian eigenvalues
 `max_learning_rate`                  the least upper bound of the stable learning rates
 `mean_square_stability`              whether a covariance exists under noise that depends on the weights
+`one_gradient_form`                  plain SGD in place of a rule such as `sam`, whose batches can be listed
 `spectral_radius`                    how much of the start is left after a step
 `solve_stein`                        ``A X A' - X + Q = 0`` for any A, with a verdict
 `Quadratic`, `LeastSquares`          problems: a loss, its Hessian, optimum and gradient noise
@@ -23,12 +24,15 @@
 `crossover_curvature`                the curvature below which shuffled epochs lower the variance
 `damped_newton`, ... `rmsprop`       preconditioners
 `DropoutNoise`, `InputNoise`         gradient noise of injected corruption, exact; `langevin_noise` that of SGLD
+`adaptive_covariance`                Adam and RMSProp with second moments frozen self-consistently: an approximation
 ===================================  =====================================================================
 """
 
 from .. import __version__ as __version__
+from .adaptive import AdaptiveCovariance, adaptive_covariance
 from .averages import autocorrelation_time, autocovariance, average_covariance
 from .corruption import DropoutNoise, InputNoise, langevin_noise
+from .enumeration import one_gradient_form
 from .epochs import EpochCovariance, EpochNoise, crossover_curvature, epoch_noise
 from .mean import stationary_mean
 from .mean_square import MeanSquareStability, mean_square_stability
@@ -44,6 +48,7 @@ from .trajectory import PeriodicCovariance, Trajectory, periodic_covariance, tra
 from .transient import TransientCovariance, transient_covariance, transient_mean
 
 __all__ = [
+    "AdaptiveCovariance",
     "DropoutNoise",
     "EpochCovariance",
     "EpochNoise",
@@ -63,6 +68,7 @@ __all__ = [
     "Trajectory",
     "TransientCovariance",
     "adam",
+    "adaptive_covariance",
     "autocorrelation_time",
     "autocovariance",
     "average_covariance",
@@ -73,6 +79,7 @@ __all__ = [
     "max_learning_rate",
     "mean_square_stability",
     "natural_gradient",
+    "one_gradient_form",
     "pair_covariance",
     "periodic_covariance",
     "rmsprop",

@@ -277,6 +277,11 @@ def periodic_covariance(
     >>> periodic_covariance(sgd(), Schedule([Phase(1, lr=1.0), Phase(1, lr=0.5)]), [[1.0]], [[1.0]]).trace
     array([0.5, 1. ])
     """
+    if isinstance(noise, GradientNoise):
+        raise InvalidProblemError(
+            "periodic_covariance takes the covariance of noise that does not depend on the weights; for noise that "
+            "does, repeat the schedule in trajectory(...) until the law no longer changes"
+        )
     bound = _bind(optimizer, schedule)
     problem = make_problem(bound[0][0], hessian, noise, None)
     directions, period = problem.directions, schedule.steps
