@@ -21,6 +21,7 @@
 `QuadraticExamples`                  a finite sum of quadratic losses with Hessians of their own
 `MinibatchNoise`, ...                gradient noise that depends on the weights, exact: `GaussianMinibatchNoise`
 `EpochNoise`, `epoch_noise`          shuffled epochs: noise that is correlated within an epoch, and that of given data
+`reshuffling_law`                    shuffled epochs of examples whose Hessians differ: the bias of the mean, too
 `crossover_curvature`                the curvature below which shuffled epochs lower the variance
 `damped_newton`, ... `rmsprop`       preconditioners
 `DropoutNoise`, `InputNoise`         gradient noise of injected corruption, exact; `langevin_noise` that of SGLD
@@ -40,6 +41,7 @@ from .noise import GaussianMinibatchNoise, GradientNoise, MinibatchNoise
 from .preconditioners import adam, damped_newton, natural_gradient, rmsprop
 from .problems import LeastSquares, Quadratic
 from .quadratic_examples import QuadraticExamples
+from .reshuffling import ReshufflingLaw, reshuffling_law
 from .schedules import Phase, Schedule
 from .stability import max_learning_rate, spectral_radius
 from .stationary import StationaryCovariance, pair_covariance, stationary_covariance
@@ -62,6 +64,7 @@ __all__ = [
     "Phase",
     "Quadratic",
     "QuadraticExamples",
+    "ReshufflingLaw",
     "Schedule",
     "StationaryCovariance",
     "SteinSolution",
@@ -82,6 +85,7 @@ __all__ = [
     "one_gradient_form",
     "pair_covariance",
     "periodic_covariance",
+    "reshuffling_law",
     "rmsprop",
     "solve_stein",
     "spectral_radius",

@@ -43,6 +43,7 @@ __all__ = [
     "EpochCovariance",
     "EpochNoise",
     "Position",
+    "checked_position",
     "crossover_curvature",
     "epoch_average_covariance",
     "epoch_noise",
@@ -143,9 +144,7 @@ def epoch_stationary_covariance(
     preconditioner: ArrayLike | None = None,
 ) -> EpochCovariance:
     """What `stationary_covariance` does with an `EpochNoise`."""
-    where: Position = 0 if position is None else position
-    if where != "average":
-        where = _checked_position(where, noise)
+    where = checked_position(0 if position is None else position, noise.batches_per_epoch)
     problem = make_problem(optimizer, hessian, noise.noise, preconditioner)
     one, law, c = _start_of_epoch(problem, noise)
     steps = _correlated(noise)
@@ -241,17 +240,19 @@ def _correlated(noise: EpochNoise) -> Correlated:
     return Correlated(noise.batches_per_epoch, noise.correlation)
 
 
-def _checked_position(position: object, noise: EpochNoise) -> int:
-    """Steps of the epoch; after all of them the next one begins."""
+def checked_position(position: object, batches_per_epoch: int) -> Position:
+    """Steps of the epoch, after all of which the next one begins; or "average"."""
+    if position == "average":
+        return "average"
     if isinstance(position, str):
         raise InvalidProblemError(f"position must be a number of steps of the epoch or 'average', got {position!r}")
     steps = whole_number("position", position)
-    if steps > noise.batches_per_epoch:
+    if steps > batches_per_epoch:
         raise InvalidProblemError(
-            f"position={steps} is beyond the end of an epoch of {noise.batches_per_epoch} steps, which is position 0 "
-            f"of the next"
+            f"position={steps} is beyond the end of an epoch of {batches_per_epoch} steps, which is position 0 of the "
+            f"next"
         )
-    return steps % noise.batches_per_epoch
+    return steps % batches_per_epoch
 
 
 def _start_of_epoch(problem: Problem, noise: EpochNoise) -> tuple[EpochSteps, Evolution, Array]:
