@@ -12,10 +12,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..errors import InvalidRuleError
 from ..numerics import GradientNoise
 from ..theory import Optimizer
 from ._gradients import GradientSource
+from ._planning import solvable_form
 
 __all__ = ["FourthMoment", "fourth_moment"]
 
@@ -81,8 +81,8 @@ def fourth_moment(optimizer: Optimizer, source: GradientSource) -> FourthMoment 
         from ..numerics.tails import moment_growth
     except ImportError:
         return None
-    try:
-        found = moment_growth(optimizer, source.noise, order=4)
-    except InvalidRuleError:  # it takes several gradients from one batch
+    form = solvable_form(optimizer, source.noise)
+    if form is None:
         return FourthMoment("undecided", math.nan, math.nan)
+    found = moment_growth(*form, order=4)
     return FourthMoment(found.verdict, found.value, found.error)

@@ -67,8 +67,8 @@ def begin(setup: Setup, start: Start, mean: ArrayLike | None, *, progress: bool)
 
 def burn_in_steps(setup: Setup, optimizer: Optimizer, slots: tuple[str, ...]) -> tuple[int, float]:
     """Steps that bring a run from its fixed point to its stationary law, and the bias left in standard errors."""
-    law = stationary_law(optimizer, setup.source)
-    forgetting = forgetting_of(optimizer, setup.source, law, slots)
+    stationary_law(optimizer, setup.source)  # refuses what has none
+    forgetting = forgetting_of(optimizer, setup.source, slots)
     error = float(np.sqrt(2.0 / setup.replicas))
     burn_in = forgetting.steps(TRANSIENT_FRACTION * error, LARGEST_AUTOMATIC_BURN_IN)
     if burn_in is None:

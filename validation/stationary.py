@@ -213,8 +213,8 @@ def stationary_covariance(
     )  # fmt: skip
     slots, quadratic = setup.slots, setup.quadratic
 
-    law = stationary_law(optimizer, setup.source)
-    forgetting = forgetting_of(optimizer, setup.source, law, slots)
+    stationary_law(optimizer, setup.source)  # refuses what has none
+    forgetting = forgetting_of(optimizer, setup.source, slots)
     burn_in, spacing, count = _schedule(forgetting, replicas, steps, snapshots)
 
     known = optimizer.rule.slots

@@ -1,0 +1,268 @@
+"""True minibatches follow the exact law, where the additive one is rejected; and what has no law is not measured."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from sklearn.datasets import load_diabetes, load_digits
+from torch.optim.lr_scheduler import StepLR
+
+from sgdcov import numerics
+from sgdcov.errors import InvalidProblemError, MeanSquareUnstableError
+from sgdcov.numerics import (
+    DropoutNoise,
+    GaussianMinibatchNoise,
+    InputNoise,
+    LeastSquares,
+    MinibatchNoise,
+    QuadraticExamples,
+)
+from sgdcov.theory import heavy_ball, nesterov, polyak, qhm, sam, sgd, sgdw, with_ema
+from sgdcov.validation import (
+    autocovariance,
+    average_covariance,
+    compare,
+    stationary_covariance,
+    trajectory,
+    transient_covariance,
+)
+
+OPTIMIZERS = [
+    sgd(lr=0.5),
+    heavy_ball(lr=0.15, momentum=0.8),
+    nesterov(lr=0.1, momentum=0.8, weight_decay=0.1),
+    polyak(lr=0.15, momentum=0.7),
+    qhm(lr=0.5, beta=0.8, nu=0.7),
+    sgdw(lr=0.15, momentum=0.7, weight_decay=0.2),
+    with_ema(sgd)(lr=0.5, ema_decay=0.7),
+]
+
+
+def regression(examples=12, dim=3, seed=0):
+    """Few examples whose residuals are large where the inputs are: the optimum is no refuge from the noise."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((examples, dim)) * np.array([1.0, 0.7, 0.5])[:dim]
+    return LeastSquares(X, X @ np.ones(dim) + 0.3 * rng.standard_normal(examples))
+
+
+def examples_with_hessians(examples=6, dim=2, seed=1):
+    """General quadratic examples, one of them concave along some direction."""
+    rng = np.random.default_rng(seed)
+    roots = rng.standard_normal((examples, dim, dim))
+    hessians = roots @ roots.transpose(0, 2, 1) / 2
+    hessians[0] -= 0.5 * np.eye(dim)
+    return QuadraticExamples(hessians, rng.standard_normal((examples, dim)))
+
+
+def standardised(X):
+    X = X - X.mean(axis=0)
+    spread = X.std(axis=0)
+    return X / np.where(spread > 0, spread, 1.0)
+
+
+def real_data(load):
+    X, y = load(return_X_y=True)
+    return LeastSquares(standardised(X), standardised(y[:, None])[:, 0])
+
+
+DIABETES, DIGITS = real_data(load_diabetes), real_data(load_digits)
+
+NOISES = {
+    "with replacement": MinibatchNoise(regression(), 3),
+    "without replacement": MinibatchNoise(regression(), 3, replacement=False),
+    "more than half": MinibatchNoise(regression(), 8, replacement=False),
+    "weight decay in the loss": MinibatchNoise(LeastSquares(regression().X, regression().y, l2=0.3), 2),
+    "general Hessians": MinibatchNoise(examples_with_hessians(), 2),
+    "general Hessians, without": MinibatchNoise(examples_with_hessians(), 2, replacement=False),
+    "fresh data": GaussianMinibatchNoise([[1.0, 0.4], [0.4, 0.5]], 0.5, 2, optimum=[1.0, -1.0]),
+    "dropout": DropoutNoise(regression(), 0.3, 2, replacement=False),
+    "input noise": InputNoise(regression(), 0.4, 2),
+    "and more": MinibatchNoise(regression(), 2) + np.diag([0.3, 0.0, 0.1]),
+}
+
+
+@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
+def test_one_step_from_anywhere_measures_the_covariance_of_the_gradient_there(noise):
+    # There w = w_0 - lr g, so that Cov(w)/lr^2 is that of the gradient: no recursion in between.
+    start = noise.optimum + np.linspace(1.0, -1.0, noise.dim)
+    measured = transient_covariance(sgd(lr=0.5), noise, 1, start=start, replicas=20_000, rng=3, progress=False)
+    mean = start - 0.5 * noise.hessian @ (start - noise.optimum)
+    found = compare(measured, 0.25 * noise.covariance(mean=start), mean=mean)
+    assert found.p_value > 1e-4
+    assert found.mean_p_value > 1e-4
+    assert compare(measured, 0.25 * noise.covariance()).p_value < 1e-6  # the noise at the optimum
+
+
+@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
+def test_every_kind_of_noise_has_its_exact_stationary_law_and_not_the_additive_one(noise):
+    optimizer = sgd(lr=round(0.4 * numerics.mean_square_stability(sgd(lr=0.1), noise).largest_lr, 3))
+    exact = numerics.stationary_covariance(optimizer, noise.hessian, noise)
+    additive = numerics.stationary_covariance(optimizer, noise.hessian, noise.covariance())
+    measured = stationary_covariance(optimizer, noise, replicas=4000, rng=4, progress=False)
+    assert compare(measured, exact, mean=noise.optimum).p_value > 1e-4
+    assert compare(measured, additive).p_value < 1e-6
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
+def test_every_rule_has_its_exact_law_in_all_slots(optimizer, replacement):
+    noise = MinibatchNoise(regression(), 2, replacement)
+    slots = optimizer.rule.slots
+    exact = numerics.stationary_covariance(optimizer, noise.hessian, noise)
+    mean = numerics.stationary_mean(optimizer, noise.hessian, noise.optimum, slots=slots)
+    additive = numerics.stationary_covariance(optimizer, noise.hessian, noise.covariance())
+    measured = stationary_covariance(optimizer, noise, replicas=3000, slots=slots, rng=5, progress=False)
+    found = compare(measured, exact, mean=mean)
+    assert found.p_value > 1e-4
+    assert found.mean_p_value > 1e-4
+    assert compare(measured, additive).p_value < 1e-6
+
+
+def without_cross_term(noise, lr, steps, start):
+    """Plain SGD step by step, as if the slope of an example and its Hessian were uncorrelated."""
+    covariance, delta = np.zeros((noise.dim, noise.dim)), start - noise.optimum
+    step = np.eye(noise.dim) - lr * noise.hessian
+    for _ in range(steps):
+        added = noise.covariance() + noise.multiplicative(covariance + np.outer(delta, delta))
+        covariance, delta = step @ covariance @ step.T + lr**2 * added, step @ delta
+    return covariance
+
+
+def test_a_transient_far_from_the_optimum_has_cross_terms():
+    noise = MinibatchNoise(examples_with_hessians(), 2)
+    start = noise.optimum + np.array([3.0, -2.0])
+    run = {"replicas": 20_000, "rng": 6, "progress": False}
+    for steps in (2, 5):
+        exact = numerics.transient_covariance(sgd(lr=0.1), noise.hessian, noise, steps, mean=start)
+        measured = transient_covariance(sgd(lr=0.1), noise, steps, start=start, **run)
+        mean = numerics.transient_mean(sgd(lr=0.1), noise.hessian, steps, start=start, optimum=noise.optimum)
+        found = compare(measured, exact, mean=mean)
+        assert found.p_value > 1e-4
+        assert found.mean_p_value > 1e-4
+        assert compare(measured, without_cross_term(noise, 0.1, steps, start)).p_value < 1e-6
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
+def test_every_rule_has_its_exact_transient_in_all_slots(optimizer, replacement):
+    noise = MinibatchNoise(regression(), 2, replacement)
+    slots, start = optimizer.rule.slots, noise.optimum + 3.0
+    measured = transient_covariance(
+        optimizer, noise, 6, start=start, replicas=5000, slots=slots, rng=7, progress=False
+    )  # fmt: skip
+    exact = numerics.transient_covariance(optimizer, noise.hessian, noise, 6, mean=start)
+    additive = numerics.transient_covariance(optimizer, noise.hessian, noise.covariance(), 6)
+    assert compare(measured, exact).p_value > 1e-4
+    assert compare(measured, additive).p_value < 1e-6
+
+
+def on_real_data(optimizer, share, data, batch_size, replacement):
+    """The optimizer at a share of its largest mean-square stable learning rate, and the noise."""
+    noise = MinibatchNoise(data, batch_size, replacement)
+    largest = numerics.mean_square_stability(optimizer, noise).largest_lr
+    return optimizer.replace(lr=float(f"{share * largest:.2g}")), noise
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "data", "batch_size", "replacement", "steps"),
+    [
+        pytest.param(sgd(lr=0.1), DIABETES, 4, True, 60, id="sgd-diabetes"),
+        pytest.param(heavy_ball(lr=0.1, momentum=0.9), DIABETES, 8, False, 60, id="heavy_ball-diabetes"),
+        pytest.param(nesterov(lr=0.1, momentum=0.9), DIABETES, 32, True, 60, id="nesterov-diabetes"),
+        pytest.param(sgd(lr=0.1), DIGITS, 4, True, 120, id="sgd-digits"),
+        pytest.param(heavy_ball(lr=0.1, momentum=0.9), DIGITS, 16, False, 60, id="heavy_ball-digits"),
+    ],
+)
+def test_torch_sgd_on_real_data_follows_the_exact_law_from_a_far_start(optimizer, data, batch_size, replacement, steps):
+    optimizer, noise = on_real_data(optimizer, 0.4, data, batch_size, replacement)
+    start = np.zeros(noise.dim)
+    measured = transient_covariance(
+        optimizer, data, steps, start=start, batch_size=batch_size, replacement=replacement, replicas=2000,
+        engine="torch.optim", rng=8, progress=False,
+    )  # fmt: skip
+    exact = numerics.transient_covariance(optimizer, noise.hessian, noise, steps, mean=start)
+    mean = numerics.transient_mean(optimizer, noise.hessian, steps, start=start, optimum=noise.optimum)
+    additive = numerics.transient_covariance(optimizer, noise.hessian, noise.covariance(), steps)
+    found = compare(measured, exact, mean=mean)
+    assert found.p_value > 1e-4
+    assert found.mean_p_value > 1e-4
+    assert compare(measured, additive).p_value < 1e-6
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+def test_torch_momentum_on_diabetes_has_the_exact_stationary_law(replacement):
+    optimizer, noise = on_real_data(heavy_ball(lr=0.1, momentum=0.9), 0.6, DIABETES, 4, replacement)
+    measured = stationary_covariance(
+        optimizer, DIABETES, batch_size=4, replacement=replacement, replicas=600, engine="torch.optim", rng=9,
+        progress=False,
+    )  # fmt: skip
+    assert compare(measured, numerics.stationary_covariance(optimizer, noise.hessian, noise)).p_value > 1e-4
+    additive = numerics.stationary_covariance(optimizer, noise.hessian, noise.covariance())
+    assert compare(measured, additive).p_value < 1e-6
+
+
+def test_the_rule_and_torch_make_the_same_run():
+    optimizer, _ = on_real_data(nesterov(lr=0.1, momentum=0.9), 0.4, DIABETES, 8, True)
+    run, torch_run = (
+        transient_covariance(
+            optimizer, DIABETES, 20, start=np.zeros(10), batch_size=8, replicas=20, engine=engine, rng=1, progress=False
+        )
+        for engine in ("rule", "torch.optim")
+    )
+    np.testing.assert_allclose(run.samples, torch_run.samples, rtol=1e-11, atol=1e-12)
+
+
+def test_a_drop_of_the_learning_rate_from_a_run_at_the_exact_law():
+    noise = MinibatchNoise(regression(), 2)
+    before, after = heavy_ball(lr=0.2, momentum=0.8), heavy_ball(lr=0.05, momentum=0.8)
+    law = numerics.stationary_covariance(before, noise.hessian, noise)
+    exact = numerics.transient_covariance(after, noise.hessian, noise, 4, start=law)
+    run = {"replicas": 4000, "slots": ("w", "v"), "rng": 10, "progress": False}
+    for start in (before, law):
+        assert compare(transient_covariance(after, noise, 4, start=start, **run), exact).p_value > 1e-4
+
+
+@pytest.mark.parametrize("engine", ["rule", "torch.optim"])
+def test_a_schedule_from_a_far_start_has_its_exact_law_and_risk(engine):
+    optimizer, noise = on_real_data(heavy_ball(lr=0.1, momentum=0.8), 0.4, DIABETES, 8, True)
+    start, record = np.zeros(10), (20, 40, 60)
+    run = trajectory(
+        optimizer, lambda optim: StepLR(optim, step_size=20, gamma=0.5), DIABETES, batch_size=8, start=start,
+        record=record, replicas=1500, engine=engine, rng=11, progress=False,
+    )  # fmt: skip
+    exact = numerics.trajectory(
+        optimizer, run.schedule, noise.hessian, noise, mean=start, optimum=noise.optimum, record=record
+    )
+    for estimate, covariance, mean in zip(run.estimates, exact.covariance, exact.mean, strict=True):
+        found = compare(estimate, covariance, mean=mean)
+        assert found.p_value > 1e-4
+        assert found.mean_p_value > 1e-4
+    # Three numbers of the same replicas: 4.5 standard errors have a false-alarm rate of 2e-5 together.
+    assert (np.abs(run.excess_risk - exact.excess_risk) < 4.5 * run.excess_risk_standard_error).all()
+
+
+@pytest.mark.parametrize("start", ["burn-in", "law"])
+def test_memory_and_averages_are_those_of_the_average_noise(start):
+    optimizer, noise = heavy_ball(lr=0.2, momentum=0.7), MinibatchNoise(regression(), 2)
+    run = {"start": start, "replicas": 4000, "rng": 12, "progress": False}
+    lagged = autocovariance(optimizer, noise, 3, **run)
+    averaged = average_covariance(optimizer, noise, 5, **run)
+    assert compare(lagged, numerics.autocovariance(optimizer, noise.hessian, noise, 3)).p_value > 1e-4
+    assert compare(averaged, numerics.average_covariance(optimizer, noise.hessian, noise, 5)).p_value > 1e-4
+    additive = noise.hessian, noise.covariance()
+    assert compare(lagged, numerics.autocovariance(optimizer, *additive, 3)).p_value < 1e-6
+    assert compare(averaged, numerics.average_covariance(optimizer, *additive, 5)).p_value < 1e-6
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_both_gradients_of_sam_see_the_same_batch(batch_size):
+    optimizer, data = sam(lr=0.05 * batch_size, rho=0.4), regression(examples=8, dim=2)
+    plain, batches = numerics.one_gradient_form(optimizer, MinibatchNoise(data, batch_size))
+    exact = numerics.stationary_covariance(plain, batches.hessian, batches)
+    measured = stationary_covariance(optimizer, data, batch_size=batch_size, replicas=4000, rng=13, progress=False)
+    found = compare(measured, exact, mean=batches.optimum)
+    assert found.p_value > 1e-4
+    assert found.mean_p_value > 1e-4
+    assert compare(measured, exact, mean=data.optimum).mean_p_value < 1e-6  # where it does not settle
+    with pytest.raises(MeanSquareUnstableError):
+        stationary_covariance(sam(lr=0.38, rho=0.4), data, batch_size=batch_size, replicas=10, rng=13, progress=False)
