@@ -61,10 +61,8 @@ class MomentMap:
     def spread(self) -> Array:
         """The linear part, on the distinct entries of a covariance of the state."""
         rows, columns = np.triu_indices(self.order)
-        inner = np.flatnonzero(rows > 0)
-        return self.images[np.ix_(inner, range(1, self.order), range(1, self.order))][
-            :, rows[inner] - 1, columns[inner] - 1
-        ].T
+        inner = rows > 0
+        return self.images[inner][:, rows[inner], columns[inner]].T
 
 
 def affine_maps(

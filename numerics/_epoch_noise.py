@@ -94,12 +94,12 @@ class EpochNoise:
         )
 
 
-def _checked_correlation(correlation: object, count: int) -> Fraction:
+def _checked_correlation(correlation: float | Fraction | None, count: int) -> Fraction:
     least = Fraction(-1, count - 1)
     if correlation is None:
         return least
     try:
-        value = Fraction(correlation)  # type: ignore[arg-type]
+        value = Fraction(correlation)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidProblemError(f"correlation must be a number, got {correlation!r}") from error
     if isinstance(correlation, float) and abs(value - least) <= 4 * EPS * abs(least):
