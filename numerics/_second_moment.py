@@ -43,7 +43,7 @@ Array: TypeAlias = NDArray[np.float64]
 Operator: TypeAlias = Callable[[Array], Array]
 
 #: Up to this many unknowns an operator is a dense matrix: exact eigenvalues, direct solution.
-_DENSE = 300
+_DENSE = 150
 #: Conjugate gradients between two refinements; each takes the residual from the operator itself.
 _CG_TOLERANCE = 1e-13
 _REFINEMENTS = 3

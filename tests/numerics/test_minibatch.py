@@ -92,7 +92,8 @@ def test_general_hessians_have_the_law_of_every_batch_listed(optimizer):
     listed = EveryBatch.of(optimizer, fractions(hessians), fractions(gradients), 2, False)
     exact = listed.covariance.astype(float)
     law = stationary_covariance(optimizer, noise.hessian, noise)
-    assert np.max(np.abs(law.joint() - exact)) <= rounding(exact, mean_square_stability(optimizer, noise).spectral_radius)
+    radius = mean_square_stability(optimizer, noise).spectral_radius
+    assert np.max(np.abs(law.joint() - exact)) <= rounding(exact, radius)
 
 
 @over_optimizers
@@ -120,7 +121,7 @@ def test_the_cross_term_of_a_moving_mean_is_not_negligible():
     """A transient that drops it is wrong by more than a tenth, so the test above would see it."""
     X, y = data(seed=1)
     noise = MinibatchNoise(LeastSquares(X, y), 1)
-    law = transient_covariance(sgd(lr=0.125), noise.hessian, noise, 2, mean=noise.optimum + [1.0, -1.0])
+    law = transient_covariance(sgd(lr=0.125), noise.hessian, noise, 2, mean=noise.optimum + np.array([1.0, -1.0]))
     centred = QuadraticExamples(
         np.concatenate([noise.problem.X[:, :, None] * noise.problem.X[:, None]] * 2),
         np.concatenate([r := noise.problem.per_example_gradients(noise.optimum), -r]),
@@ -167,11 +168,10 @@ def test_a_gradient_taken_ahead_of_the_weights_has_its_own_point():
     noise = MinibatchNoise(LeastSquares(X, y), 2, replacement=False)
     exact = EveryBatch.of(optimizer, *examples_of(X, y), 2, False).covariance.astype(float)
     law = stationary_covariance(optimizer, noise.hessian, noise)
-    assert np.max(np.abs(law.joint() - exact)) <= rounding(exact, mean_square_stability(optimizer, noise).spectral_radius)
+    radius = mean_square_stability(optimizer, noise).spectral_radius
+    assert np.max(np.abs(law.joint() - exact)) <= rounding(exact, radius)
     ahead = nesterov(lr=0.0625, momentum=0.5)
-    assert mean_square_stability(ahead, noise).spectral_radius == pytest.approx(
-        mean_square_stability(optimizer, noise).spectral_radius, rel=1e-12
-    )
+    assert mean_square_stability(ahead, noise).spectral_radius == pytest.approx(radius, rel=1e-12)
 
 
 @pytest.mark.parametrize("optimizer", [sgd(lr=0.1), heavy_ball(lr=0.02, momentum=0.9), nesterov(lr=0.03, momentum=0.8)])
@@ -240,7 +240,8 @@ def test_directions_without_data_stay_at_rest():
     X = np.column_stack([rng.normal(size=(9, 2)), np.zeros(9)])
     noise = MinibatchNoise(LeastSquares(X, rng.normal(size=9)), 2)
     law = stationary_covariance(heavy_ball(lr=0.05, momentum=0.5), noise.hessian, noise)
-    assert np.all(law.value[2] == 0) and len(law.flat) == 1
+    assert np.all(law.value[2] == 0)
+    assert len(law.flat) == 1
     assert np.isfinite(mean_square_stability(sgd(lr=0.1), noise).spectral_radius)
 
 
@@ -261,7 +262,8 @@ def test_beyond_the_threshold_the_finite_solution_of_the_linear_system_is_refuse
     listed = EveryBatch.of(optimizer, *examples_of(X, y), 1, True)
     assert listed.spectral_radius > 1
     finite = listed.covariance.astype(float)
-    assert np.isfinite(finite).all() and np.linalg.eigvalsh(finite)[0] < 0  # the trap
+    assert np.isfinite(finite).all()
+    assert np.linalg.eigvalsh(finite)[0] < 0  # the trap
     with pytest.raises(MeanSquareUnstableError, match="mean-square stability") as caught:
         stationary_covariance(optimizer, noise.hessian, noise)
     assert isinstance(caught.value, UnstableError)
