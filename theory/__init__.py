@@ -10,23 +10,74 @@
                                      `momentum_convention_gap`, `early_phase_surrogate`, `characteristic_sequence`
 `autocovariance`, ...                memory and averages at the stationary law: `autocorrelation_time`,
                                      `average_covariance`, `sandwich_limit`
+`minibatch_noise`, ...               real minibatches: `minibatch_second_moment` (the one-step equation of finite data),
+                                     `finite_data_covariance`; `reshuffling_bias`, `reshuffling_covariance`
+`gaussian_minibatch_covariance`, ... minibatches of Gaussian examples: `gaussian_fourth_moment`,
+                                     `spectrally_expressible_covariance`, `additive_minibatch_limit`
+`mean_square_threshold`, ...         where second moments exist: `mean_square_share`, `isotropic_threshold`;
+                                     `linear_scaling_gap`, `largest_linear_scaling`
+`epoch_covariance`, ...              shuffled epochs: `epoch_noise`, `epoch_average_covariance`, `epoch_flat_limit`,
+                                     `crossover_curvature`
+`langevin_covariance`, ...           injected noise: `label_noise_covariance`, `dropout_moments`,
+                                     `input_noise_moments`, `corrupted_fourth_moment`
+`moment_threshold`, ...              heavy tails: `moment_growth`, `kesten_equation`, `tail_index_statement`
 `catalogue`                          every formula; `sde_limit`, `commuting_heavy_ball`, `momentum_matrix_equation`
-                                     are the literature's statements beside ours
+                                     are the literature's statements beside ours; on minibatches
+                                     `momentum_minibatch_covariance`, `mulayoff_michaeli_covariance`,
+                                     `mulayoff_michaeli_threshold`
 ===================================  =====================================================================
 """
 
 from .. import __version__ as __version__
 from .assumptions import Assumption
 from .averages import autocorrelation_time, autocovariance, average_covariance, sandwich_limit
+from .epochs import (
+    crossover_curvature,
+    epoch_average_covariance,
+    epoch_covariance,
+    epoch_flat_limit,
+    epoch_noise,
+)
 from .formula import Formula, Proof, Step
+from .gaussian_minibatch import (
+    additive_minibatch_limit,
+    gaussian_fourth_moment,
+    gaussian_minibatch_covariance,
+    spectrally_expressible_covariance,
+)
 from .hyperparameters import Hyperparameter
-from .literature import catalogue, commuting_heavy_ball, momentum_matrix_equation, sde_limit
+from .injected import (
+    corrupted_fourth_moment,
+    dropout_moments,
+    input_noise_moments,
+    label_noise_covariance,
+    langevin_covariance,
+)
+from .literature import (
+    catalogue,
+    commuting_heavy_ball,
+    momentum_matrix_equation,
+    momentum_minibatch_covariance,
+    mulayoff_michaeli_covariance,
+    mulayoff_michaeli_threshold,
+    sde_limit,
+)
+from .mean_square import (
+    isotropic_threshold,
+    largest_linear_scaling,
+    linear_scaling_gap,
+    mean_square_share,
+    mean_square_threshold,
+)
+from .minibatch import finite_data_covariance, minibatch_noise, minibatch_second_moment
 from .powers import characteristic_sequence
 from .recursion import Recursion, recursion
 from .references import bibtex
+from .reshuffling import reshuffling_bias, reshuffling_covariance
 from .rules import RULES, heavy_ball, nesterov, polyak, qhm, sam, sgd, sgdw, with_ema
 from .stability import Stability, stability
 from .stationary import stationary_covariance, stationary_mean
+from .tails import kesten_equation, moment_growth, moment_threshold, tail_index_statement
 from .transient import (
     early_phase_surrogate,
     learning_rate_change,
@@ -47,6 +98,7 @@ __all__ = [
     "Stability",
     "Step",
     "UpdateRule",
+    "additive_minibatch_limit",
     "autocorrelation_time",
     "autocovariance",
     "average_covariance",
@@ -54,23 +106,53 @@ __all__ = [
     "catalogue",
     "characteristic_sequence",
     "commuting_heavy_ball",
+    "corrupted_fourth_moment",
+    "crossover_curvature",
+    "dropout_moments",
     "early_phase_surrogate",
+    "epoch_average_covariance",
+    "epoch_covariance",
+    "epoch_flat_limit",
+    "epoch_noise",
+    "finite_data_covariance",
+    "gaussian_fourth_moment",
+    "gaussian_minibatch_covariance",
     "heavy_ball",
+    "input_noise_moments",
+    "isotropic_threshold",
+    "kesten_equation",
+    "label_noise_covariance",
+    "langevin_covariance",
+    "largest_linear_scaling",
     "learning_rate_change",
+    "linear_scaling_gap",
+    "mean_square_share",
+    "mean_square_threshold",
+    "minibatch_noise",
+    "minibatch_second_moment",
+    "moment_growth",
+    "moment_threshold",
     "momentum_convention_gap",
     "momentum_matrix_equation",
+    "momentum_minibatch_covariance",
+    "mulayoff_michaeli_covariance",
+    "mulayoff_michaeli_threshold",
     "nesterov",
     "polyak",
     "qhm",
     "recursion",
+    "reshuffling_bias",
+    "reshuffling_covariance",
     "sam",
     "sandwich_limit",
     "sde_limit",
     "sgd",
     "sgdw",
+    "spectrally_expressible_covariance",
     "stability",
     "stationary_covariance",
     "stationary_mean",
+    "tail_index_statement",
     "transient_covariance",
     "transient_mean",
     "update_rule",

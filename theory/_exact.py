@@ -165,5 +165,7 @@ def _positive_factors(polynomial: sp.Expr, by: Sequence[sp.Symbol]) -> tuple[sp.
 
 
 def _sorted_terms(polynomial: sp.Expr, by: Sequence[sp.Symbol]) -> sp.Expr:
+    if not by:
+        return polynomial
     terms = sp.Poly(polynomial, *by).terms()
     return sp.Add(*(sp.factor(c) * sp.Mul(*(x**k for x, k in zip(by, powers, strict=True))) for powers, c in terms))

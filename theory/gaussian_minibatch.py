@@ -277,7 +277,7 @@ def _law(optimizer: Optimizer, slots: tuple[str, str], tau: tuple[sp.Expr, sp.Ex
         ),
         defining=(balance, trace, sp.Eq(S_II, one.kernel * noise, evaluate=False), sp.Eq(summand, 0, evaluate=False)),
         solution=solution,
-        references=(("ziyin2022strength, Theorem 2, Eq. (6) (momentum SGD)", "isserlis1918") if gaussian
+        references=(("ziyin2022strength, Theorem 2, Eq. (6) for momentum SGD", "isserlis1918") if gaussian
                     else ("velikanov2023",)) + optimizer.rule.references,
         derivation=(
             Step("Noise of variance c_i leads to the additive law with that c_i."),

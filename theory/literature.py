@@ -13,10 +13,34 @@ from ..errors import InvalidRuleError
 from ._exact import is_zero, present
 from .assumptions import COMMUTING, SMALL_LEARNING_RATE
 from .averages import autocorrelation_time, autocovariance, average_covariance, sandwich_limit
+from .epochs import (
+    crossover_curvature,
+    epoch_average_covariance,
+    epoch_covariance,
+    epoch_flat_limit,
+    epoch_noise,
+)
 from .formula import Formula, Step
+from .gaussian_minibatch import (
+    additive_minibatch_limit,
+    gaussian_fourth_moment,
+    gaussian_minibatch_covariance,
+    spectrally_expressible_covariance,
+)
+from .injected import (
+    corrupted_fourth_moment,
+    dropout_moments,
+    input_noise_moments,
+    label_noise_covariance,
+    langevin_covariance,
+)
+from .mean_square import isotropic_threshold, linear_scaling_gap, mean_square_share
+from .minibatch import batch_factor, finite_data_covariance, minibatch_noise, minibatch_second_moment
 from .recursion import as_optimizer, recursion
-from .rules import RULES, heavy_ball, sgd
+from .reshuffling import reshuffling_bias, reshuffling_covariance
+from .rules import RULES, heavy_ball, sam, sgd, sgdw
 from .stationary import C_IJ, H_I, H_J, stationary_covariance, stationary_mean
+from .tails import kesten_equation, moment_growth, tail_index_statement
 from .transient import (
     early_phase_surrogate,
     learning_rate_change,
@@ -26,7 +50,15 @@ from .transient import (
 )
 from .update_rule import Optimizer, UpdateRule
 
-__all__ = ["catalogue", "commuting_heavy_ball", "momentum_matrix_equation", "sde_limit"]
+__all__ = [
+    "catalogue",
+    "commuting_heavy_ball",
+    "momentum_matrix_equation",
+    "momentum_minibatch_covariance",
+    "mulayoff_michaeli_covariance",
+    "mulayoff_michaeli_threshold",
+    "sde_limit",
+]
 
 
 @functools.cache
@@ -119,6 +151,147 @@ def momentum_matrix_equation() -> Formula:
         derivation=(*derived.derivation, Step("Substitute into the matrix equation, entry (i, j).")),
         symbol_latex={**derived.symbol_latex, covariance: r"\Sigma"},
     )
+
+
+@functools.cache
+def momentum_minibatch_covariance() -> Formula:
+    r"""Momentum SGD on Gaussian examples as Ziyin, Liu, Mori and Ueda state it, proved equal to our derived law.
+
+    .. math::
+
+        \Sigma_{ii} = \frac{\sigma^2}{B}\Big(1 + \frac{\kappa}{B}\Big)\frac{\eta}{G_i}, \quad
+        G_i = 2(1-\mu) - \Big(\frac{1-\mu}{1+\mu} + \frac1B\Big)\eta h_i, \quad
+        \kappa = \frac{T}{1 - T/B}, \quad T = \sum_j \frac{\eta h_j}{G_j}
+
+    Returns
+    -------
+    Formula
+        Exact; ``T`` is the trace over all directions, B times the U of `gaussian_minibatch_covariance`.
+
+    References
+    ----------
+    ziyin2022strength, Theorem 2, Eq. (6)
+
+    Examples
+    --------
+    >>> momentum_minibatch_covariance().prove().claims[0]
+    'equal to the derived law, with U = T/B'
+    """
+    derived, share = gaussian_minibatch_covariance(heavy_ball), mean_square_share(heavy_ball)
+    h, lr, mu, b, sigma = (derived.symbols[r] for r in ("h_i", "lr", "momentum", "batch_size", "label_noise"))
+    trace = sp.Symbol("T", nonnegative=True)
+    g = 2 * (1 - mu) - ((1 - mu) / (1 + mu) + 1 / b) * lr * h
+    kappa = trace / (1 - trace / b)
+    expression = sigma**2 / b * (1 + kappa / b) * lr / g
+    return Formula(
+        id="ziyin2022strength.stationary_covariance",
+        equation=sp.Eq(derived.equation.lhs, expression, evaluate=False),
+        symbols={**{role: s for role, s in derived.symbols.items() if role != "U"}, "T": trace},
+        assumptions=derived.assumptions,
+        defining=(),
+        solution={},
+        references=("ziyin2022strength, Theorem 2, Eq. (6)",),
+        derivation=(*derived.derivation, Step("Write B U = T, and the denominator as G_i.")),
+        parts={"G": g, "kappa": kappa},
+        identities=(
+            (
+                "equal to the derived law, with U = T/B",
+                expression - derived.expression.subs(derived.symbols["U"], trace / b),
+            ),
+            ("T is the sum of lr h_j/G_j: B times a share", lr * h / g - b * share.expression),
+        ),
+        lemmas=(derived, share),
+        symbol_latex=derived.symbol_latex,
+    )
+
+
+def mulayoff_michaeli_covariance(*, replacement: bool = True) -> Formula:
+    r"""Plain SGD on finite data in one direction, as Mulayoff and Michaeli state it.
+
+    .. math:: \Sigma = \frac{\eta p\, \overline{g_n^2}}{2H - \eta D}, \qquad D = (1-p) H^2 + p\, \overline{H_n^2}
+
+    Parameters
+    ----------
+    replacement : bool
+
+    Returns
+    -------
+    Formula
+        Exact; proved from the one-step equation.
+
+    References
+    ----------
+    mulayoff2024exact, Theorem 5, Eq. (17)
+
+    Examples
+    --------
+    >>> mulayoff_michaeli_covariance().prove().claims[0]
+    'equal to the derived law'
+    """
+    derived = finite_data_covariance(sgd, replacement=replacement)
+    h, h2, g2, lr = (derived.symbols[r] for r in ("h_i", "mean_square_h", "mean_square_g", "lr"))
+    p = batch_factor(replacement=replacement)
+    d = (1 - p) * h**2 + p * h2
+    expression = lr * p * g2 / (2 * h - lr * d)
+    return Formula(
+        id=f"mulayoff2024exact.stationary_covariance[{'with' if replacement else 'without'} replacement]",
+        equation=sp.Eq(derived.equation.lhs, expression, evaluate=False),
+        symbols=derived.symbols,
+        assumptions=derived.assumptions,
+        defining=(),
+        solution={},
+        references=("mulayoff2024exact, Theorem 5, Eq. (17)",),
+        derivation=(*derived.derivation, Step("Collect what multiplies lr^2 as D.")),
+        parts={"D": d, "p": p},
+        identities=(("equal to the derived law", expression - derived.expression),),
+        lemmas=(derived,),
+        symbol_latex=derived.symbol_latex,
+    )
+
+
+def mulayoff_michaeli_threshold(*, replacement: bool = True) -> Formula:
+    r"""The mean-square threshold of plain SGD on finite data in one direction, :math:`\eta = 2H/D`.
+
+    Parameters
+    ----------
+    replacement : bool
+
+    Returns
+    -------
+    Formula
+        Exact: where the second moment of the one-step equation is multiplied by exactly 1.
+
+    References
+    ----------
+    mulayoff2024exact, Theorem 3, Eq. (13)
+
+    Examples
+    --------
+    >>> print(mulayoff_michaeli_threshold().specialise(batch_size=1))
+    lr_max = 2*h_i/mean_square_h
+    """
+    law = mulayoff_michaeli_covariance(replacement=replacement)
+    h, h2, lr = (law.symbols[r] for r in ("h_i", "mean_square_h", "lr"))
+    limit = sp.Symbol("lr_max", positive=True)
+    expression = 2 * h / law.parts["D"]
+    one_step = minibatch_second_moment(sgd, replacement=replacement)
+    moment = one_step.symbols["moment_w_w"]
+    alone = dict.fromkeys((one_step.symbols[r] for r in ("gradient_ij", "cross_ij", "cross_ji")), 0)
+    swap = {**alone, one_step.symbols["curvature_ij"]: h2 * moment, H_J: h, lr: limit}
+    growth = sp.cancel(one_step.expression.subs(swap, simultaneous=True) / moment)
+    return Formula(
+        id=f"mulayoff2024exact.threshold[{'with' if replacement else 'without'} replacement]",
+        equation=sp.Eq(limit, expression, evaluate=False),
+        symbols={role: s for role, s in law.symbols.items() if role not in ("lr", "mean_square_g")},
+        assumptions=law.assumptions[:-2],
+        defining=(sp.Eq(growth, 1, evaluate=False),),
+        solution={limit: expression},
+        references=("mulayoff2024exact, Theorem 3, Eq. (13)",),
+        derivation=(Step("The one-step equation multiplies the second moment by", growth),
+                    Step("That is 1 at lr = 0 and once more.", sp.Eq(limit, expression, evaluate=False))),
+        lemmas=(one_step,),
+        symbol_latex={**law.symbol_latex, limit: r"\eta_{\max}"},
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=64)
@@ -224,4 +397,46 @@ def catalogue() -> tuple[Formula, ...]:
     )
     derived = [make(rule) for rule in RULES for make in makers]
     stated = (commuting_heavy_ball(), momentum_matrix_equation(), momentum_convention_gap(), early_phase_surrogate())
-    return (*derived, *stated, sde_limit(sgd), sde_limit(heavy_ball))
+    return (*derived, *_minibatches(), *_epochs(), *_injected(), *stated, sde_limit(sgd), sde_limit(heavy_ball))
+
+
+def _minibatches() -> tuple[Formula, ...]:
+    once = [rule for rule in RULES if rule is not sam]
+    makers = (minibatch_second_moment, gaussian_minibatch_covariance, mean_square_share)
+    no_decay = (sgd, heavy_ball)
+    also = (finite_data_covariance, additive_minibatch_limit, isotropic_threshold, linear_scaling_gap)
+    both = (minibatch_noise, mulayoff_michaeli_covariance, mulayoff_michaeli_threshold)
+    return (
+        *(make(rule) for rule in once for make in makers),
+        *(make(rule) for rule in no_decay for make in also),
+        *(make(replacement=replacement) for make in both for replacement in (True, False)),
+        gaussian_fourth_moment(),
+        spectrally_expressible_covariance(heavy_ball),
+        momentum_minibatch_covariance(),
+        moment_growth(2),
+        moment_growth(4),
+        kesten_equation(),
+        tail_index_statement(),
+    )
+
+
+def _epochs() -> tuple[Formula, ...]:
+    flat = [rule for rule in RULES if rule is not sgdw]
+    return (
+        epoch_noise(),
+        *(epoch_covariance(rule, position) for rule in RULES for position in ("k", "average")),
+        *(epoch_average_covariance(rule) for rule in RULES),
+        *(make(rule) for rule in flat for make in (epoch_flat_limit, crossover_curvature)),
+        reshuffling_bias(),
+        reshuffling_covariance(),
+    )
+
+
+def _injected() -> tuple[Formula, ...]:
+    return (
+        *(make(rule) for rule in RULES for make in (langevin_covariance, label_noise_covariance)),
+        dropout_moments(),
+        input_noise_moments(),
+        corrupted_fourth_moment(),
+        corrupted_fourth_moment(diagonal=True),
+    )

@@ -145,12 +145,12 @@ def mean_square_threshold(rule: UpdateRule | Optimizer, eigenvalues: Sequence[Nu
             f"unbound are {optimizer.unbound or 'none'}. mean_square_share holds for symbols.",
             name="lr",
         )
-    values, size = _spectrum(eigenvalues), _batch_size(batch_size)
+    values, size = spectrum(eigenvalues), batch_size_number(batch_size)
     share = _share(optimizer).expression.subs(BATCH_SIZE, size)
     return _least_root_of_one(share, values, optimizer.rule["lr"].symbol)
 
 
-def _spectrum(eigenvalues: Sequence[Number]) -> Counter[sp.Rational]:
+def spectrum(eigenvalues: Sequence[Number]) -> Counter[sp.Rational]:
     values = [_exact_rational(h) for h in eigenvalues]
     wrong = next((given for given, h in zip(eigenvalues, values, strict=True) if h is None or h < 0), None)
     if wrong is not None or not any(values):
@@ -159,7 +159,7 @@ def _spectrum(eigenvalues: Sequence[Number]) -> Counter[sp.Rational]:
     return Counter(h for h in values if h is not None and h > 0)
 
 
-def _batch_size(batch_size: int) -> sp.Integer:
+def batch_size_number(batch_size: int) -> sp.Integer:
     if isinstance(batch_size, bool) or sp.Integer(batch_size) != batch_size or batch_size < 1:
         raise InvalidProblemError(f"batch_size must be a positive integer, got {batch_size!r}.")
     return sp.Integer(batch_size)
@@ -243,7 +243,7 @@ def isotropic_threshold(rule: UpdateRule | Optimizer) -> Formula:
         assumptions=(*share.assumptions, Assumption("isotropic", "all d eigenvalues are h_i")),
         defining=(sp.Eq(DIMENSION * top, bottom, evaluate=False),),
         solution={limit: expression},
-        references=("gurbuzbalaban2021 (plain SGD)", *optimizer.rule.references),
+        references=("gurbuzbalaban2021, plain SGD", *optimizer.rule.references),
         derivation=(Step("d equal shares add up to 1.", sp.Eq(DIMENSION * share.expression, 1, evaluate=False)),),
         lemmas=(share,),
         symbol_latex={**rule_latex(optimizer), limit: r"\eta_{\max}"},
@@ -301,7 +301,7 @@ def linear_scaling_gap(rule: UpdateRule | Optimizer) -> Formula:
         assumptions=(*_share(optimizer).assumptions, NO_DISPLACEMENT, Assumption("one direction", "d = 1")),
         defining=(sp.Eq(shown * start, end - start, evaluate=False),),
         solution={shown: expression, start: before, end: after},
-        references=("goyal2017 (the rule)", *optimizer.rule.references),
+        references=("goyal2017, the rule itself", *optimizer.rule.references),
         derivation=(
             Step("In one direction U is its own share.", sp.Eq(start, before, evaluate=False)),
             Step("Put k*lr for lr and k*batch_size for batch_size, and compare.", sp.Eq(shown, expression)),
@@ -347,7 +347,7 @@ def largest_linear_scaling(optimizer: Optimizer, eigenvalues: Sequence[Number], 
     rule = as_optimizer(optimizer)
     rule.require_bound()
     lr = rule.rule["lr"].symbol
-    values, size = _spectrum(eigenvalues), _batch_size(batch_size)
+    values, size = spectrum(eigenvalues), batch_size_number(batch_size)
     share = _share(rule.free("lr")).expression
     scaled = share.subs({lr: SCALE * rule.exact["lr"], BATCH_SIZE: SCALE * size}, simultaneous=True)
     return _least_root_of_one(scaled, values, SCALE)

@@ -60,6 +60,10 @@ def minibatch_noise(*, replacement: bool = True) -> Formula:
         products). Its part ``factor`` is p, the part ``population`` the covariance of the examples (over N). Proved by
         counting how often an example, and a pair of them, enters a batch.
 
+    References
+    ----------
+    cochran1977
+
     Examples
     --------
     >>> print(minibatch_noise().parts["factor"])
@@ -90,6 +94,7 @@ def minibatch_noise(*, replacement: bool = True) -> Formula:
         assumptions=(Assumption("uniform batches", f"B of the N examples are drawn uniformly {how} replacement"),),
         defining=defining,
         solution={once: size / total, twice: size * (size - 1) / pairs, shown: factor * population},
+        references=("cochran1977, Chapter 2",),
         derivation=(
             Step("All examples are drawn equally often, B times together.", defining[0]),
             Step(f"So are the {'pairs' if replacement else 'pairs of different examples'} in two draws.", defining[1]),
@@ -251,7 +256,7 @@ def minibatch_second_moment(
         assumptions=(QUADRATIC_EXAMPLES, INDEPENDENT_BATCHES, *counted.assumptions),
         defining=defining,
         solution={**solution, noise: factor * spread},
-        references=("mulayoff2024exact (stationary, plain SGD)", *optimizer.rule.references),
+        references=("mulayoff2024exact, stationary and for plain SGD", *optimizer.rule.references),
         derivation=(
             Step("Given the state, one example's gradient along i is u_i'(H_n q'z + g_n), with the mean h_i u_i'q'z."),
             Step("The batch mean has p times the population covariance of that; average over the state.",

@@ -123,6 +123,8 @@ _ENTRIES = (
         "author": "Kesten, Harry",
         "title": "Random difference equations and Renewal theory for products of random matrices",
         "journal": "Acta Mathematica", "volume": "131", "pages": "207--248", "year": "1973"}),
+    ("book", "cochran1977", {
+        "author": "Cochran, William G.", "title": "Sampling Techniques", "publisher": "Wiley", "year": "1977"}),
     ("article", "isserlis1918", {
         "author": "Isserlis, Leon",
         "title": "On a formula for the product-moment coefficient of any order of a normal frequency distribution in "
@@ -148,6 +150,27 @@ _ENTRIES = (
     ("article", "bishop1995", {
         "author": "Bishop, Christopher M.", "title": "Training with Noise is Equivalent to {T}ikhonov Regularization",
         "journal": "Neural Computation", "volume": "7", "number": "1", "pages": "108--116", "year": "1995"}),
+    ("inproceedings", "kingma2015", {
+        "author": "Kingma, Diederik P. and Ba, Jimmy", "title": "{Adam}: A Method for Stochastic Optimization",
+        "booktitle": "International Conference on Learning Representations", "year": "2015", "eprint": "1412.6980",
+        "archiveprefix": "arXiv"}),
+    ("misc", "tieleman2012rmsprop", {
+        "author": "Tieleman, Tijmen and Hinton, Geoffrey",
+        "title": "Lecture 6.5: {RMSProp}, divide the gradient by a running average of its recent magnitude",
+        "howpublished": "COURSERA: Neural Networks for Machine Learning", "year": "2012"}),
+    ("article", "hill1975", {
+        "author": "Hill, Bruce M.",
+        "title": "A Simple General Approach to Inference About the Tail of a Distribution",
+        "journal": "The Annals of Statistics", "volume": "3", "number": "5", "pages": "1163--1174", "year": "1975"}),
+    ("article", "goldie1991", {
+        "author": "Goldie, Charles M.",
+        "title": "Implicit Renewal Theory and Tails of Solutions of Random Equations",
+        "journal": "The Annals of Applied Probability", "volume": "1", "number": "1", "pages": "126--166",
+        "year": "1991"}),
+    ("article", "vanneste2010", {
+        "author": "Vanneste, Jacques",
+        "title": "Estimating generalized {L}yapunov exponents for products of random matrices",
+        "journal": "Physical Review E", "volume": "81", "pages": "036701", "year": "2010"}),
     ("book", "jury1964", {
         "author": "Jury, Eliahu I.", "title": "Theory and Application of the z-Transform Method", "publisher": "Wiley",
         "year": "1964"}),
