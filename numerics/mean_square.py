@@ -80,7 +80,10 @@ class MeanSquareStability:
 
         def excess(growth: float) -> float:
             # The reciprocal: the feedback has a pole at the growth of the mean, near which it is nearly straight.
-            radius = feedback.radius(feedback.gain_at_growth(self.optimizer, growth))
+            try:
+                radius = feedback.radius(feedback.gain_at_growth(self.optimizer, growth))
+            except np.linalg.LinAlgError:  # at the pole itself
+                return 1.0
             return 1.0 - 1.0 / radius if radius else -np.inf
 
         low = mean_growth * (1 + 1e-12) + 1e-300
