@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from every_batch import EveryBatch, fractions
 
-from sgdcov.numerics import LeastSquares, MinibatchNoise, QuadraticExamples, mean_square_stability, stationary_covariance
+from sgdcov.numerics import (
+    LeastSquares,
+    MinibatchNoise,
+    QuadraticExamples,
+    mean_square_stability,
+    stationary_covariance,
+)
 from sgdcov.theory import heavy_ball, nesterov, polyak, qhm, sgd, sgdw, with_ema
 
 EPS = np.finfo(float).eps
