@@ -6,6 +6,7 @@
 `trajectory`               the law and the excess risk over time, through a schedule -> `Trajectory`
 `autocovariance`           of states a lag apart, at the stationary law -> `AutocovarianceEstimate`
 `average_covariance`       of the mean of successive states there -> `AverageEstimate`
+`epoch_covariance`         of shuffled epochs, at any position -> `EpochEstimate`
 `compare`                  an estimate against a predicted covariance -> `Agreement`
 `torch_optimizer`          the real ``torch.optim`` object behind a rule; `from_torch` the reverse
 `schedule_from_torch`      the schedule that a real ``torch.optim.lr_scheduler`` follows
@@ -15,6 +16,7 @@
 from .. import __version__ as __version__
 from .agreement import Agreement, compare
 from .averages import AutocovarianceEstimate, AverageEstimate, autocovariance, average_covariance
+from .epochs import EpochEstimate, epoch_covariance
 from .schedules import schedule_from_torch
 from .stationary import Estimate, stationary_covariance
 from .torch_optimizers import from_torch, torch_optimizer
@@ -25,12 +27,14 @@ __all__ = [
     "Agreement",
     "AutocovarianceEstimate",
     "AverageEstimate",
+    "EpochEstimate",
     "Estimate",
     "Trajectory",
     "TransientEstimate",
     "autocovariance",
     "average_covariance",
     "compare",
+    "epoch_covariance",
     "from_torch",
     "schedule_from_torch",
     "stationary_covariance",

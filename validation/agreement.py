@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidProblemError
-from ..numerics import StationaryCovariance, TransientCovariance
+from ..numerics import EpochCovariance, ReshufflingLaw, StationaryCovariance, TransientCovariance
 from ._chained_test import chained_test, covariance_direction, covariance_score, cross_test, mean_direction, mean_score
 from .averages import AutocovarianceEstimate
 from .stationary import Estimate
@@ -36,7 +36,7 @@ from .stationary import Estimate
 __all__ = ["Agreement", "compare"]
 
 Array = NDArray[np.float64]
-Prediction: TypeAlias = ArrayLike | StationaryCovariance | TransientCovariance
+Prediction: TypeAlias = ArrayLike | StationaryCovariance | TransientCovariance | EpochCovariance | ReshufflingLaw
 
 #: With fewer replicas a block is too small for its Student statistic to be calibrated, and `compare` refuses.
 FEWEST_REPLICAS = 100
@@ -126,7 +126,7 @@ def compare(
     ----------
     estimate : Estimate or AutocovarianceEstimate
         With at least 100 replicas.
-    prediction : array_like, shape (k*d, k*d), or StationaryCovariance or TransientCovariance
+    prediction : array_like, shape (k*d, k*d), or a law of numerics
         Predicted covariance of the estimate's slots, stacked in the estimate's order; of numerics' result the joint
         block of these slots is taken.
     mean : array_like, shape (k*d,), optional
@@ -292,7 +292,7 @@ def _withheld(estimate: Estimate | AutocovarianceEstimate) -> str | None:
 
 def _finite_prediction(estimate: Estimate | AutocovarianceEstimate, prediction: Prediction) -> Array:
     size = len(estimate.value)
-    if isinstance(prediction, StationaryCovariance | TransientCovariance):
+    if isinstance(prediction, StationaryCovariance | TransientCovariance | EpochCovariance | ReshufflingLaw):
         prediction = prediction.joint(estimate.slots)
     predicted = np.asarray(prediction, dtype=np.float64)
     if predicted.shape != (size, size):
