@@ -31,6 +31,7 @@
 from .. import __version__ as __version__
 from .assumptions import Assumption
 from .averages import autocorrelation_time, autocovariance, average_covariance, sandwich_limit
+from .catalogue import catalogue
 from .epochs import (
     crossover_curvature,
     epoch_average_covariance,
@@ -54,7 +55,6 @@ from .injected import (
     langevin_covariance,
 )
 from .literature import (
-    catalogue,
     commuting_heavy_ball,
     momentum_matrix_equation,
     momentum_minibatch_covariance,

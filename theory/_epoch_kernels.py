@@ -15,6 +15,7 @@ __all__ = [
     "BATCHES",
     "EPOCHS",
     "POSITION",
+    "Claims",
     "Kernel",
     "average_claims",
     "average_kernel",

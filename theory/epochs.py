@@ -20,6 +20,7 @@ from typing import Literal, TypeAlias
 import sympy as sp
 
 from ..errors import InvalidRuleError
+from ._answers import Answer, answer_latex, root_weights, sum_over_roots
 from ._epoch_kernels import (
     BATCHES,
     EPOCHS,
@@ -38,7 +39,7 @@ from ._exact import present
 from .assumptions import CONSTANT_HESSIAN, SHUFFLED_EPOCHS, Assumption, stable
 from .formula import Formula, Step
 from .minibatch import BATCH_SIZE, NUM_EXAMPLES, batch_factor, own_symbols, rule_latex
-from .powers import MatrixPower, Roots, characteristic_sequence, matrix_power, sequence
+from .powers import MatrixPower, Roots, characteristic_sequence, matrix_power
 from .recursion import as_optimizer
 from .stability import stability
 from .stationary import C_IJ, H_I, H_J, covariance_symbol
@@ -212,8 +213,8 @@ _LAWS: dict[str, tuple[str, Kernel, Callable[[], Claims]]] = {
 def _law(optimizer: Optimizer, slots: tuple[str, str], roots: Pair, what: str) -> Formula:
     name, kernel, claims = _LAWS[what]
     powers = [matrix_power(optimizer, h, slots) for h in (H_I, H_J)]
-    sides = [_Answer(p, slot, i, form) for p, slot, i, form in zip(powers, slots, "ij", roots, strict=True)]
-    expression, where = _summed(*sides, kernel)
+    sides = [Answer(p, slot, i, form) for p, slot, i, form in zip(powers, slots, "ij", roots, strict=True)]
+    expression, where = sum_over_roots(sides[0], sides[1], kernel)
     shown = _left_side(slots, what)
     extra = {"position": {"k": POSITION}, "average": {}}.get(what, {"E": EPOCHS})
     conditions = stability(optimizer)
@@ -240,9 +241,9 @@ def _law(optimizer: Optimizer, slots: tuple[str, str], roots: Pair, what: str) -
             Step("Add up the pairs of roots.", sp.Eq(shown, expression, evaluate=False)),
         ),
         where=where,
-        identities=(*sides[0].claims(), *claims()),
+        identities=(*dict.fromkeys((*sides[0].claims(), *sides[1].claims())), *claims()),
         lemmas=(epoch_noise(), *lemmas),
-        symbol_latex={**rule_latex(optimizer), C_IJ: "c_{ij}", **root_latex(where), **_phi_latex(where)},
+        symbol_latex={**rule_latex(optimizer), C_IJ: "c_{ij}", **root_latex(where), **answer_latex(where)},
     )  # fmt: skip
 
 
@@ -264,93 +265,6 @@ def _left_side(slots: tuple[str, str], what: str) -> sp.Expr:
     if what == "position":
         return sp.Function(symbol.name)(POSITION)
     return symbol if what == "average" else sp.Symbol("average_ij", real=True)
-
-
-class _Answer:
-    """What one slot keeps of a unit of noise: weights phi, roots, and how often to differentiate by the root."""
-
-    def __init__(self, power: MatrixPower, slot: str, index: str, form: Roots) -> None:
-        self.power, self.form, self.index = power, form, index
-        self.row = power.slots.index(slot)
-        vectors = [power.noise_gain]
-        for _ in power.slots:
-            vectors.append((power.transition * vectors[-1]).applyfunc(sp.expand))
-        self.first = [sp.factor(v[self.row]) for v in vectors]  # the answers after 0, 1, ..., m steps
-        self.roots = sequence(power, f"_{index}", form)[1]
-
-    def terms(self) -> tuple[list[tuple[sp.Expr, sp.Expr, int]], dict[sp.Expr, sp.Expr]]:
-        """Return (weight, root, order) for every term, and what the symbols of the weights stand for."""
-        size = len(self.power.slots)
-        symbols = list(self.roots)
-        if size == 1:
-            return [(self.first[0], symbols[0], 0)], {}
-        weights = _weights(symbols, self.first[:size], self.form)
-        names = [sp.Symbol(f"phi{n}_{self.index}") for n in range(len(weights))]
-        found = list(zip(names, symbols, [0] * size, strict=True)) if self.form == "distinct" else [
-            (names[0], symbols[0], 0), (names[1], symbols[0], 1)
-        ]  # fmt: skip
-        return found, dict(zip(names, weights, strict=True))
-
-    def claims(self) -> Claims:
-        """Return what makes the sum the answer: its first values, and the recurrence that both obey."""
-        size = len(self.power.slots)
-        answers = sp.symbols(f"g0:{size}")
-        roots = sp.symbols(f"r0:{size}" if self.form == "distinct" else "r0:1")
-        weights = _weights(list(roots), list(answers), self.form)
-        if self.form == "distinct":
-            kept = [sp.Add(*(w * r**n for w, r in zip(weights, roots, strict=True))) for n in range(size)]
-        else:
-            kept = [weights[0] * roots[0] ** n + weights[1] * n * roots[0] ** (n - 1) for n in range(size)]
-        coefficients = (sp.Integer(1), *self.power.coefficients)
-        recurrence = sum(d * g for d, g in zip(coefficients, reversed(self.first), strict=True))
-        starts = [(f"the answer to noise after {n} steps", value - answers[n]) for n, value in enumerate(kept)]
-        return (*starts, ("the answers obey the characteristic recurrence", sp.expand(recurrence)))
-
-
-def _weights(roots: list[sp.Expr], answers: list[sp.Expr], form: Roots) -> list[sp.Expr]:
-    """Return the weight of every root, by Lagrange interpolation (with two equal roots: of r^n and of n r^(n-1))."""
-    if form == "repeated":
-        return [answers[0], answers[1] - roots[0] * answers[0]]
-    z = sp.Symbol("z")
-    weights = []
-    for root in roots:
-        others = [r for r in roots if r != root]
-        numerator = sp.Poly(sp.Mul(*(z - r for r in others)), z).all_coeffs()[::-1]
-        top = sp.Add(*(c * g for c, g in zip(numerator, answers, strict=True)))
-        weights.append(top / sp.Mul(*(root - r for r in others)))
-    return weights
-
-
-def _summed(left: _Answer, right: _Answer, kernel: Kernel) -> tuple[sp.Expr, dict[sp.Expr, sp.Expr]]:
-    """Return c times the sum over pairs of roots, and what its symbols stand for, in the order of use."""
-    (terms_i, phi_i), (terms_j, phi_j) = left.terms(), right.terms()
-    r, s = sp.symbols("r s")
-    value = kernel(r, s)
-    kernels: dict[sp.Expr, sp.Expr] = {}
-    total: list[sp.Expr] = []
-    for m, (weight_i, root_i, order_i) in enumerate(terms_i):
-        for n, (weight_j, root_j, order_j) in enumerate(terms_j):
-            derived = sp.diff(sp.diff(value, r, order_i) if order_i else value, s, order_j) if order_j else (
-                sp.diff(value, r, order_i) if order_i else value
-            )  # fmt: skip
-            written = derived.subs({r: root_i, s: root_j}, simultaneous=True)
-            single = len(terms_i) == len(terms_j) == 1
-            name = written if single else sp.Symbol(f"G{m}{n}")
-            if not single:
-                kernels[name] = written
-            total.append(weight_i * weight_j * name)
-    return C_IJ * sp.Add(*total), {**kernels, **phi_i, **phi_j, **left.roots, **right.roots}
-
-
-def _phi_latex(where: dict[sp.Expr, sp.Expr]) -> dict[sp.Symbol, str]:
-    names: dict[sp.Symbol, str] = {}
-    for symbol in (s for s in where if isinstance(s, sp.Symbol)):
-        if symbol.name.startswith("phi"):
-            number, index = symbol.name.removeprefix("phi").split("_")
-            names[symbol] = rf"\phi_{{{number},{index}}}"
-        elif symbol.name.startswith("G"):
-            names[symbol] = f"G_{{{symbol.name[1:]}}}"
-    return names
 
 
 def epoch_flat_limit(rule: UpdateRule | Optimizer) -> Formula:
@@ -421,7 +335,7 @@ def _flat_answer(optimizer: Optimizer, power: MatrixPower) -> tuple[list[sp.Expr
         tuple(sp.factor(d.subs(H_I, 0)) for d in power.coefficients),
         tuple(n.subs(H_I, 0).as_immutable() for n in power.matrices),
     )
-    answer = _Answer(at_zero, power.slots[0], "", "distinct")
+    answer = Answer(at_zero, power.slots[0], "", "distinct")
     values = [sp.factor(v) for v in answer.roots.values()]
     if values.count(sp.Integer(1)) != 1:
         raise InvalidRuleError(
@@ -429,7 +343,7 @@ def _flat_answer(optimizer: Optimizer, power: MatrixPower) -> tuple[list[sp.Expr
             f"are {values}, and a flat limit needs 1 among them. Bind weight_decay=0."
         )
     size = len(values)
-    return values, [sp.factor(w) for w in _weights(values, answer.first[:size], "distinct")]
+    return values, [sp.factor(w) for w in root_weights(values, answer.first[:size], "distinct")]
 
 
 def crossover_curvature(rule: UpdateRule | Optimizer) -> Formula:

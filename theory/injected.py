@@ -168,7 +168,7 @@ def corrupted_fourth_moment(*, diagonal: bool = False) -> Formula:
     if diagonal:
         expression = (q + t) * (x_k**2 + k2) + 4 * x_k * v_k * k2 + 2 * x_k * m_kk * k3 + 2 * v_k * k3
         expression += 2 * m_kk * k2**2 + m_kk * (k4 - 3 * k2**2)
-        symbols = (x_k, v_k, q, t, m_kk, k2, k3, k4)
+        symbols: tuple[sp.Symbol, ...] = (x_k, v_k, q, t, m_kk, k2, k3, k4)
     else:
         expression = (q + t) * x_k * x_l + 2 * x_k * v_l * l2 + 2 * x_l * v_k * k2
         expression += x_k * m_ll * l3 + x_l * m_kk * k3 + 2 * k2 * l2 * m_kl
