@@ -10,10 +10,12 @@
 `compare`                  an estimate against a predicted covariance -> `Agreement`
 `torch_optimizer`          the real ``torch.optim`` object behind a rule; `from_torch` the reverse
 `schedule_from_torch`      the schedule that a real ``torch.optim.lr_scheduler`` follows
+`adaptive_covariance`      of the real ``torch.optim.Adam`` or ``RMSprop``, whose second moments fluctuate
 =========================  ===========================================================================
 """
 
 from .. import __version__ as __version__
+from .adaptive import adaptive_covariance
 from .agreement import Agreement, compare
 from .averages import AutocovarianceEstimate, AverageEstimate, autocovariance, average_covariance
 from .epochs import EpochEstimate, epoch_covariance
@@ -31,6 +33,7 @@ __all__ = [
     "Estimate",
     "Trajectory",
     "TransientEstimate",
+    "adaptive_covariance",
     "autocovariance",
     "average_covariance",
     "compare",

@@ -201,5 +201,3 @@ def test_bad_input_is_named(call, says):
 def test_langevin_noise_needs_a_learning_rate():
     with pytest.raises(HyperparameterError, match="has none bound"):
         langevin_noise(sgd(), 2, 1.0)
-
-
