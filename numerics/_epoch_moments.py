@@ -103,7 +103,7 @@ def check_size(total: int, batch_size: int, order: int) -> None:
         raise InvalidProblemError(
             f"the {orders:,} orders of {total} examples in batches of {batch_size}, summed over sets of examples used "
             f"up, are {products:,} products of second moments of {order - 1} numbers, {operations:.2g} operations; at "
-            f"most {MOST_PRODUCTS:,} and {MOST_OPERATIONS:.2g} are enumerated. Take fewer examples, or plain sgd with "
+            f"most {MOST_PRODUCTS:,} and {MOST_OPERATIONS:.2g} are enumerated. Take fewer examples, or "
             f"method='expansion'."
         )
 

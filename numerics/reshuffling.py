@@ -4,22 +4,23 @@ Without replacement across an epoch, batches are neither independent of each oth
 unlike with independent batches the mean is biased.  Two methods answer:
 
 ``"enumeration"``  exact, any rule, few examples: the moments of the epoch averaged over every order of the examples
-``"expansion"``    plain SGD, any number: leading order in the learning rate :math:`\eta`; an approximation
+``"expansion"``    any number of examples: leading order in the learning rate :math:`\eta`; an approximation
 
-To leading order, with :math:`g_i` the gradients at the optimum, j and l batches, :math:`p = (N-B)/(B(N-1))`,
+To leading order, for plain SGD, with :math:`g_i` the gradients at the optimum, j and l batches and
+:math:`p = (N-B)/(B(N-1))`,
 
 .. math:: E w - w^* = -\tfrac{\eta}{2} H^{-1} p\, \overline{H_i g_i} , \qquad
           H S + S H = \frac{\eta^3}{M} \operatorname{Cov}\Big(\sum_{j<l} H_l g_j\Big)
 
 at the ends of epochs.  The second is as large as the covariance of the additive model (`EpochNoise`) at ends of epochs:
-there the additive model is not even right for small learning rates.  Inside an epoch and on time average it is.
+there the additive model is not even right for small learning rates.  Inside an epoch and on time average it is, and
+with momentum at the ends too: what has not yet reached the weights there is of the order :math:`\eta^2`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import cached_property
 from typing import Literal, TypeAlias
 
@@ -29,10 +30,13 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidProblemError, InvalidRuleError, MeanSquareUnstableError, NonStationaryError
 from ..theory import Optimizer, recursion, sgd
-from ._arrays import positive_semidefinite, symmetric
+from ._arrays import symmetric
 from ._epoch_moments import MomentMap, affine_maps, check_size, epoch_moments
 from ._epoch_noise import EpochNoise, check_epoch_batches
+from ._kernel import to_fraction
 from ._log_determinant import log_determinant
+from ._order_sums import hessians_in_parts, order_sums
+from ._second_moment import gradient_point
 from ._slot_law import SlotLaw, slot_index
 from .epochs import Position, checked_position, epoch_stationary_covariance
 from .mean import stationary_mean
@@ -45,9 +49,6 @@ __all__ = ["ReshufflingLaw", "reshuffling_law"]
 Array: TypeAlias = NDArray[np.float64]
 Problem: TypeAlias = LeastSquares | QuadraticExamples
 ReshufflingMethod: TypeAlias = Literal["enumeration", "expansion"]
-
-#: Numbers in the Hessians that are formed at once.
-_PART = 1 << 20
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -99,8 +100,7 @@ class ReshufflingLaw(SlotLaw):
         where = "on average over an epoch" if self.position == "average" else f"after {self.position} steps of an epoch"
         if self.method == "enumeration":
             return f"periodic, {where}; exact, over every order of the examples"
-        what = "of the noise at the optimum" if self.position != 0 else "of the epoch"
-        return f"periodic, {where}; approximation: leading order in the learning rate {what}, its error is linear in it"
+        return f"periodic, {where}; approximation: leading order in the learning rate, relative error linear in it"
 
     def slot_mean(self, slots: Sequence[str]) -> Array:
         """The means of slots, stacked in the order given.
@@ -164,9 +164,9 @@ def reshuffling_law(
         law at a uniformly random position.
     method : {"enumeration", "expansion"}
         "enumeration" is exact, for any rule, and for up to 16 examples one by one.
-        "expansion" is of leading order in the learning rate, for plain `sgd`: at ends of epochs from the order of the
-        examples, at other positions the covariance of the noise at the optimum (`EpochNoise`), with the bias of the
-        ends.  Its relative error is linear in the learning rate.
+        "expansion" is of leading order in the learning rate, everything else fixed, for rules that take one gradient
+        in a step: the bias, and for plain `sgd` at ends of epochs the covariance that the order of the examples makes;
+        elsewhere that of the noise at the optimum (`EpochNoise`).  Its relative error is linear in the learning rate.
     drop_last : bool
         For enumeration: leave out what remains where B does not divide N, other examples in every epoch.
 
@@ -181,7 +181,8 @@ def reshuffling_law(
     InvalidProblemError
         If an argument does not fit, or there are too many orders to enumerate; it names their number.
     InvalidRuleError
-        If the expansion is asked of another rule than `sgd`.
+        If the expansion is asked of a rule that takes several gradients in a step, or at ends of epochs of momentum 0
+        by another name than `sgd`.
     UnstableError
         If the run without noise is unstable.
     MeanSquareUnstableError
@@ -224,7 +225,7 @@ def _enumerated(optimizer: Optimizer, problem: Problem, size: int, position: Pos
     total, d, slots = problem.num_examples, problem.dim, optimizer.rule.slots
     check_size(total, size, 1 + d * len(slots))
     centre = stationary_mean(optimizer, problem.hessian, problem.optimum, slots=slots)
-    hessians = np.concatenate([part for _, part in _hessians(problem)])
+    hessians = np.concatenate([part for _, part in hessians_in_parts(problem)])
     gradients = problem.per_example_gradients(np.zeros(d))
     sets, maps = affine_maps(optimizer, hessians, gradients, centre, size)
     after = list(epoch_moments(total, size, sets, maps))
@@ -281,116 +282,78 @@ def _check_curved(optimizer: Optimizer, problem: Problem, radius: float) -> None
 
 
 def _expanded(optimizer: Optimizer, problem: Problem, size: int, position: Position) -> ReshufflingLaw:
-    if optimizer.rule is not sgd:
-        raise InvalidRuleError(
-            f"the expansion is that of plain sgd, got {optimizer!r}; enumerate few examples, or take the additive law, "
-            f"stationary_covariance with epoch_noise(problem, batch_size), which on time average is right to leading "
-            f"order for every rule"
-        )
-    total = problem.num_examples
+    point = np.array(gradient_point(optimizer))  # refuses a rule that takes several gradients from a batch
+    total, d, slots = problem.num_examples, problem.dim, optimizer.rule.slots
     if total % size:
         raise InvalidProblemError(
             f"the expansion is that of epochs whose noise sums to zero, but {size} does not divide {total}"
         )
-    lr, decay = float(optimizer.values["lr"]), float(optimizer.values["weight_decay"])
-    centre = stationary_mean(optimizer, problem.hessian, problem.optimum)
-    gradients = problem.per_example_gradients(centre) + decay * centre
+    by_order = position == 0 and not _has_memory(optimizer)
+    if by_order and optimizer.rule is not sgd:
+        raise InvalidRuleError(
+            f"{optimizer!r} has no memory, so that at ends of epochs the order of the examples decides; the expansion "
+            f"of that is for plain sgd"
+        )
+    centre = stationary_mean(optimizer, problem.hessian, problem.optimum, slots=slots)
+    gradients = problem.per_example_gradients(centre[:d])
     gradients = gradients - gradients.mean(axis=0)
-    hessian = positive_semidefinite("hessian", problem.hessian) + decay * np.eye(problem.dim)
-    noise = symmetric("noise", gradients.T @ gradients / total) * ((total - size) / (size * (total - 1)))
-    additive = epoch_stationary_covariance(
-        optimizer, problem.hessian, EpochNoise(noise, total // size), position=position
-    )
+    share = (total - size) / (size * (total - 1))
+    noise = EpochNoise(symmetric("noise", gradients.T @ gradients / total) * share, total // size)
+    additive = epoch_stationary_covariance(optimizer, problem.hessian, noise, position=position)
     if additive.flat:
         raise NonStationaryError(
             f"{len(additive.flat)} of {problem.dim} directions have no curvature, and shuffling pushes the mean along "
             f"them without end where Hessians differ. Add weight_decay, or project them out.",
             modes=additive.flat,
         )
-    pushed, order = _order_sums(problem, decay, gradients, size)
-    bias = -0.5 * lr * np.linalg.solve(hessian, pushed) * ((total - size) / (size * (total - 1)))
-    value = additive.value
-    if position == 0:
+    decay = float(optimizer.values["weight_decay"]) if by_order else 0.0
+    pushed, order = order_sums(problem, decay, gradients, size)
+    h, basis = scipy.linalg.eigh(problem.hessian)
+    response = _mean_response(optimizer, point, h, total // size)
+    bias = (response * (basis.T @ pushed) / (total - 1)) @ basis.T
+    means = centre.reshape(len(slots), d) + bias
+    value, block = additive.value, additive.block
+    if by_order:
+        lr = float(optimizer.values["lr"])
+        hessian = problem.hessian + decay * np.eye(d)
         value = scipy.linalg.solve_continuous_lyapunov(hessian, lr**3 * order * size / total)
         value = 0.5 * (value + value.T)
     return ReshufflingLaw(
-        value, centre + bias, centre, optimizer, position, "expansion", None, problem.hessian, problem.optimum,
-        (centre + bias)[None], lambda a, b: value,
+        value, means[0], centre[:d], optimizer, position, "expansion", None, problem.hessian, problem.optimum, means,
+        lambda a, b: block(slots[a], slots[b]),
     )  # fmt: skip
 
 
-def _order_sums(problem: Problem, decay: float, gradients: Array, size: int) -> tuple[Array, Array]:
-    r"""The mean of H_i g_i, and the covariance over orders of :math:`\sum_{j<l} H_l g_j`, sums of batches j and l.
+def _has_memory(optimizer: Optimizer) -> bool:
+    r"""Whether the weights' response to one gradient goes on after the step, on a flat direction.
 
-    With :math:`X_{ab} = H_a g_b` for examples a and b, the sum is :math:`B^{-2} \sum X_{ab}` over the pairs with b in
-    an earlier batch than a.  Half of it is symmetric in the order, :math:`-\frac12 \sum_{a \ne b} X_{ab} [a \sim b]` up
-    to a constant (:math:`a \sim b`: same batch), half antisymmetric,
-    :math:`\frac12 \sum_{a<b} (X_{ab} - X_{ba})\,\mathrm{sign}`, and reversing the order shows them uncorrelated.
-    Their second moments are those of patterns of two, three and four examples, and as :math:`\sum_a g_a = 0` all their
-    sums are sums over single examples.
+    Then noise of the last steps is still on its way at the end of an epoch, and of the order of the learning rate; else
+    the responses :math:`u_t` form a geometric sequence (constant without weight decay) and it has cancelled.
     """
-    total, d = gradients.shape
-    spread = gradients.T @ gradients / total
-    own = np.empty_like(gradients)  # H_a g_a
-    squares = np.zeros((d, d))  # sum_a H_a C H_a
-    mixed = np.zeros((d * d, d))  # sum_a H_a (x) g_a
-    mean = np.zeros((d, d))
-    for rows, part in _hessians(problem):
-        own[rows] = np.einsum("nij,nj->ni", part, gradients[rows]) + decay * gradients[rows]
-        stacked = part.reshape(-1, d * d)
-        mixed += stacked.T @ gradients[rows]
-        decayed = part + decay * np.eye(d)
-        squares += np.einsum("nij,nkj->ik", decayed @ spread, decayed)
-        mean += decayed.sum(axis=0)
-    tensor = mixed.reshape(d, d, d)  # the decay adds nothing: the gradients sum to zero
-    crossed = np.einsum("ijk,lkj->il", tensor, tensor)  # sum_ab H_a g_b g_a' H_b
-    full = gradients @ mean  # N H g_a
-
-    odd = 2.0 * (total * squares - crossed)  # sum of (X_ab - X_ba)(X_ab - X_ba)'
-    odd_chains = full.T @ full - odd
-    even = 2.0 * (total * squares + crossed) - 4.0 * own.T @ own
-    even_rows = full - 2.0 * own
-    even_chains = even_rows.T @ even_rows - even
-    whole = np.outer(even_rows.sum(axis=0), even_rows.sum(axis=0))
-    even_rest = whole - 2.0 * even - 4.0 * even_chains
-
-    together, three, four, apart, chain = (float(f) for f in _patterns(total, size))
-    covariance = 2.0 * together * even + 4.0 * three * even_chains + four * even_rest - together**2 * whole
-    covariance += 2.0 * apart * odd + 4.0 * chain * odd_chains
-    return own.mean(axis=0), covariance / (16.0 * float(size) ** 4)
+    step = recursion(optimizer)
+    transition, state = step.transition.subs(step.h, 0), step.noise_gain.subs(step.h, 0)
+    responses = []
+    for _ in range(3):
+        responses.append(to_fraction(state[0]))
+        state = transition * state
+    return responses[0] * responses[2] != responses[1] ** 2
 
 
-def _patterns(total: int, size: int) -> tuple[Fraction, Fraction, Fraction, Fraction, Fraction]:
-    """Means over orders of what two, three and four distinct examples do.
+def _mean_response(optimizer: Optimizer, point: Array, h: Array, steps: int) -> Array:
+    r"""The stationary mean of all slots, shape (m, n), where every batch pushes away from what earlier ones have done.
 
-    Of a ~ b; of a ~ b ~ c; of a ~ b and c ~ d; of a and b apart; and of sign(a - b) sign(a - c), by the order of their
-    batches: 1 where b ~ c, and a third of the time where all three are apart.
+    A gradient g of an earlier step of the epoch is correlated with the Hessian now, :math:`E H_l g_j = -E H_i g_i /
+    (N - 1)`, and has moved the point of the gradient by :math:`q^\top v_t`, t steps later.  Over an epoch of M steps
+    that is a constant push of :math:`-\sum_t (M - 1 - t)\, q^\top v_t / M`, to leading order with v at h = 0.
     """
-
-    def share(numerator: int, denominator: int) -> Fraction:
-        return Fraction(numerator, denominator) if numerator else Fraction(0)
-
-    together = share(size - 1, total - 1)
-    three = together * share(size - 2, total - 2) if size > 1 else Fraction(0)
-    four = Fraction(0)
-    if size > 1 and total > 3:
-        pairs = (size - 2) * (size - 3) + (total - size) * (size - 1)
-        four = together * share(pairs, (total - 2) * (total - 3))
-    chain = Fraction(0)
-    if total > 2:
-        all_apart = Fraction((total - size) * (total - 2 * size), (total - 1) * (total - 2))
-        chain = all_apart / 3 + together * Fraction(total - size, total - 2)
-    return together, three, four, 1 - together, chain
-
-
-def _hessians(problem: Problem) -> Iterator[tuple[slice, Array]]:
-    """The examples' Hessians in parts, shape (., d, d)."""
-    d = problem.dim
-    length = max(1, _PART // (d * d))
-    for first in range(0, problem.num_examples, length):
-        rows = slice(first, min(first + length, problem.num_examples))
-        if isinstance(problem, LeastSquares):
-            inputs = problem.X[rows]
-            yield rows, inputs[:, :, None] * inputs[:, None] + problem.l2 * np.eye(d)
-        else:
-            yield rows, np.asarray(problem.hessians[rows])
+    step = recursion(optimizer)
+    layers = [np.array(layer, dtype=np.float64) for layer in step.increment_coefficients]
+    gain = np.array(step.noise_gain_coefficients[0], dtype=np.float64)
+    moved, summed, total = gain, np.zeros_like(gain), 0.0
+    for _ in range(steps - 1):
+        summed = summed + moved
+        total += float(point @ summed)
+        moved = moved + layers[0] @ moved
+    increments = layers[0] + h[:, None, None] * layers[1]
+    fixed = np.linalg.solve(increments, np.broadcast_to(gain, (h.size, gain.size))[..., None])[..., 0].T
+    return np.asarray(fixed * (total / steps), dtype=np.float64)

@@ -164,6 +164,39 @@ def test_the_error_of_the_expansion_is_linear_in_the_learning_rate(total, size, 
         assert fine == pytest.approx(coarse / 10, rel=0.2, abs=1e-7)
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda lr: heavy_ball(lr=lr, momentum=0.5, dampening=0.2, weight_decay=0.3),
+        lambda lr: nesterov(lr=lr, momentum=0.6),
+        lambda lr: polyak(lr=lr, momentum=0.5),
+        lambda lr: qhm(lr=lr, beta=0.7, nu=0.6),
+        lambda lr: sgdw(lr=lr, momentum=0.5, weight_decay=0.3),
+    ],
+    ids=["heavy_ball", "nesterov", "polyak", "qhm", "sgdw"],
+)
+@pytest.mark.parametrize(("total", "size"), [(6, 1), (6, 2)])
+@pytest.mark.parametrize("position", [0, 1, "average"])
+def test_with_momentum_the_additive_covariance_is_the_limit_at_ends_of_epochs_too(rule, total, size, position):
+    """And the bias is that of the response to one gradient."""
+    problem = quadratic_examples(total, seed=total)
+    errors = []
+    for lr in (1e-3, 1e-4):
+        optimizer = rule(lr)
+        exact = reshuffling_law(optimizer, problem, size, position=position)
+        short = reshuffling_law(optimizer, problem, size, position=position, method="expansion")
+        errors.append(
+            (
+                np.linalg.norm(short.joint() - exact.joint()) / np.linalg.norm(exact.joint()),
+                np.linalg.norm(short.value - exact.value) / np.linalg.norm(exact.value),
+                np.linalg.norm(short.bias - exact.bias) / np.linalg.norm(exact.bias),
+            )
+        )
+    assert max(errors[0]) < 0.02
+    for coarse, fine in zip(*errors, strict=True):
+        assert fine == pytest.approx(coarse / 10, rel=0.2, abs=1e-7)
+
+
 def test_least_squares_expands_like_its_own_hessians():
     problem = least_squares(total=30, d=3, l2=0.2)
     hessians = problem.X[:, :, None] * problem.X[:, None] + 0.2 * np.eye(3)
@@ -259,8 +292,10 @@ def test_what_is_wrong_is_named():
         reshuffling_law(sgd(lr=0.1), problem, 6)
     with pytest.raises(InvalidProblemError, match="sums to zero"):
         reshuffling_law(sgd(lr=0.1), least_squares(7), 3, method="expansion", drop_last=True)
-    with pytest.raises(InvalidRuleError, match="plain sgd"):
-        reshuffling_law(heavy_ball(lr=0.1, momentum=0.5), problem, 2, method="expansion")
+    with pytest.raises(InvalidRuleError, match=r"no memory.*plain sgd"):
+        reshuffling_law(heavy_ball(lr=0.1, momentum=0), problem, 2, method="expansion")
+    with pytest.raises(InvalidRuleError, match="more than one gradient"):
+        reshuffling_law(sam(lr=0.1, rho=0.1), problem, 2, method="expansion")
     with pytest.raises(InvalidProblemError, match="unknown method"):
         reshuffling_law(sgd(lr=0.1), problem, 2, method="guess")
     with pytest.raises(InvalidProblemError, match="position"):
