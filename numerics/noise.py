@@ -376,16 +376,20 @@ class WithAdditive(GradientNoise):
 
     @property
     def hessian(self) -> Array:
+        """That of the loss below."""
         return self.base.hessian
 
     @property
     def optimum(self) -> Array:
+        """That of the loss below."""
         return self.base.optimum
 
     def at(self, weights: Array) -> Array:
+        """The sum of both."""
         return self.base.at(weights) + self.additive
 
     def multiplicative(self, spread: Array) -> Array:
+        """That of the noise below: what is added does not depend on the weights."""
         return self.base.multiplicative(spread)
 
     @cached_property
@@ -396,6 +400,7 @@ class WithAdditive(GradientNoise):
         return np.asarray(basis[:, kept] * np.sqrt(c[kept]))
 
     def draw(self, rng: np.random.Generator, count: int) -> Draw:
+        """Batches of the loss below, and Gaussian noise besides."""
         drawn = self.base.draw(rng, count)
         noise = rng.standard_normal((count, self._root.shape[1])) @ self._root.T
         return Draw(lambda w: drawn.gradient(w) + noise, drawn.curvature)

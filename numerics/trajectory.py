@@ -150,8 +150,8 @@ def trajectory(
     array([4.5, 6. , 2. ])
     """
     bound = _bind(optimizer, schedule)
-    follows = isinstance(noise, GradientNoise)
-    problem = make_problem(bound[0][0], hessian, noise.covariance() if follows else noise, None)
+    at_optimum = noise.covariance() if isinstance(noise, GradientNoise) else noise
+    problem = make_problem(bound[0][0], hessian, at_optimum, None)
     directions = problem.directions
     h, d = directions.eigenvalues, directions.eigenvalues.size
     times = _times(record, schedule.steps, (0, *schedule.ends))
@@ -159,7 +159,7 @@ def trajectory(
     law = initial_law(problem, start)
     rest = rest_factors(bound[0][0])
     centred = initial_mean(bound[0][0], target if mean is None else mean, target, directions)
-    if follows:
+    if isinstance(noise, GradientNoise):
         run: Run = NoisyRun(bound, problem, noise, centred, law, rest)
     else:
         family = StepFamily((o for o, _ in bound), h, rest)
