@@ -1,24 +1,25 @@
 """Measured runs of real SGD, with standard errors, and the test whether they agree with a prediction.
 
-=========================  ===========================================================================
+========================== ===========================================================================
 `stationary_covariance`    thousands of replicas of a run, stepped at once -> `Estimate`
 `transient_covariance`     the same a number of steps after a start -> `TransientEstimate`
 `trajectory`               the law and the excess risk over time, through a schedule -> `Trajectory`
 `autocovariance`           of states a lag apart, at the stationary law -> `AutocovarianceEstimate`
 `average_covariance`       of the mean of successive states there -> `AverageEstimate`
 `epoch_covariance`         of shuffled epochs, at any position -> `EpochEstimate`
+`epoch_average_covariance` of the mean of successive states of shuffled epochs -> `AverageEstimate`
 `compare`                  an estimate against a predicted covariance -> `Agreement`
 `torch_optimizer`          the real ``torch.optim`` object behind a rule; `from_torch` the reverse
 `schedule_from_torch`      the schedule that a real ``torch.optim.lr_scheduler`` follows
 `adaptive_covariance`      of the real ``torch.optim.Adam`` or ``RMSprop``, whose second moments fluctuate
-=========================  ===========================================================================
+========================== ===========================================================================
 """
 
 from .. import __version__ as __version__
 from .adaptive import adaptive_covariance
 from .agreement import Agreement, compare
 from .averages import AutocovarianceEstimate, AverageEstimate, autocovariance, average_covariance
-from .epochs import EpochEstimate, epoch_covariance
+from .epochs import EpochEstimate, epoch_average_covariance, epoch_covariance
 from .schedules import schedule_from_torch
 from .stationary import Estimate, stationary_covariance
 from .torch_optimizers import from_torch, torch_optimizer
@@ -37,6 +38,7 @@ __all__ = [
     "autocovariance",
     "average_covariance",
     "compare",
+    "epoch_average_covariance",
     "epoch_covariance",
     "from_torch",
     "schedule_from_torch",

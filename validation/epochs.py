@@ -19,27 +19,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .. import numerics
 from ..errors import InvalidProblemError
-from ..numerics import EpochNoise, LeastSquares, Quadratic, QuadraticExamples
+from ..numerics import LeastSquares, QuadraticExamples
 from ..theory import Optimizer
-from ._forgetting import Forgetting
-from ._gradients import GradientSource
+from ._epoch_runs import EpochEngine, EpochSetup, Plan, set_up_epochs
 from ._moments import moments
-from ._runs import Setup, advance, check_count, check_optimizer, check_slots, read_slots, seed_of
-from ._shuffled import loaded_gradients, shuffled_gradients
-from .stationary import LARGEST_AUTOMATIC_BURN_IN, SNAPSHOT_SHARE, TRANSIENT_FRACTION, Estimate
+from ._runs import advance, check_count, read_slots
+from .averages import AverageEstimate
+from .stationary import Estimate
 
-__all__ = ["EpochEstimate", "epoch_covariance"]
+__all__ = ["EpochEstimate", "epoch_average_covariance", "epoch_covariance"]
 
 Array = NDArray[np.float64]
 Position: TypeAlias = int | Literal["average"]
 Positions: TypeAlias = tuple[Position, ...] | list[Position]
-EpochEngine: TypeAlias = Literal["rule", "torch.optim", "dataloader"]
-
-#: What the burn-in leaves of the way to a biased mean, as a fraction of a standard deviation of one replica: with ten
-#: thousand replicas a hundredth of the standard error of their mean.
-MEAN_FRACTION = 1e-4
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -191,66 +184,119 @@ def epoch_covariance(
     >>> bool(abs(estimate.value - exact) < 4 * estimate.standard_error)
     True
     """
-    setup, noise = _set_up(
-        optimizer, problem, batch_size, replicas, slots, drop_last=drop_last, engine=engine, rng=rng, device=device
-    )
-    wanted = _positions(positions, noise.batches_per_epoch)
-    check_count("snapshots", snapshots, 1)
-    plan = _plan(setup, problem, noise, epochs, snapshots)
-    samples = _run(setup, noise.batches_per_epoch, plan, set(wanted), progress=progress)
-    estimates = tuple(_estimate(setup, noise.batches_per_epoch, plan, each, samples, engine) for each in wanted)
+    prepared = set_up_epochs(
+        optimizer, problem, batch_size=batch_size, replicas=replicas, slots=slots, drop_last=drop_last, engine=engine,
+        rng=rng, device=device,
+    )  # fmt: skip
+    wanted = _positions(positions, prepared.count)
+    plan = prepared.plan(epochs, snapshots)
+    samples = _run(prepared, plan, set(wanted), progress=progress)
+    estimates = tuple(_estimate(prepared, plan, each, samples) for each in wanted)
     return estimates if isinstance(positions, tuple | list) else estimates[0]
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """The epochs to measure, and how the burn-in was chosen."""
-
-    first: int
-    apart: int
-    snapshots: int
-    forgetting: Forgetting
-
-    @property
-    def epochs(self) -> range:
-        return range(self.first, self.first + self.apart * self.snapshots, self.apart)
-
-
-def _set_up(
+def epoch_average_covariance(
     optimizer: Optimizer,
     problem: LeastSquares | QuadraticExamples,
+    window: int,
+    *,
     batch_size: int,
     replicas: int,
-    slots: tuple[str, ...],
-    *,
-    drop_last: bool,
-    engine: str,
-    rng: np.random.Generator | int | None,
-    device: str | torch.device,
-) -> tuple[Setup, EpochNoise]:
-    seed = seed_of(rng)
-    check_optimizer(optimizer)
-    optimizer.require_bound()
-    check_count("replicas", replicas, 2)
-    if engine not in ("rule", "torch.optim", "dataloader"):
-        raise InvalidProblemError(f"engine must be 'rule', 'torch.optim' or 'dataloader', got {engine!r}.")
-    if not isinstance(problem, LeastSquares | QuadraticExamples):
-        raise InvalidProblemError(
-            f"epochs need examples: the problem must be a LeastSquares or QuadraticExamples, got "
-            f"{type(problem).__name__}."
-        )
-    slots = check_slots(optimizer, slots)
-    noise = numerics.epoch_noise(problem, batch_size, drop_last=drop_last)
-    generator = torch.Generator(device=device).manual_seed(seed)
-    if engine == "dataloader":
-        gradients = loaded_gradients(problem, replicas, batch_size, generator, drop_last=drop_last)
-    else:
-        gradients = shuffled_gradients(problem, replicas, batch_size, generator)
-    kind = f"shuffled epochs of {noise.batches_per_epoch} batches of {batch_size}"
-    quadratic = Quadratic(problem.hessian, noise.noise, problem.optimum)
-    source = GradientSource(gradients, kind, quadratic, quadratic.noise)
-    steps: Literal["rule", "torch.optim"] = "rule" if engine == "rule" else "torch.optim"
-    return Setup(optimizer, source, replicas, slots, steps, generator, seed), noise
+    epochs: int | Literal["auto"] = "auto",
+    slots: tuple[str, ...] = ("w",),
+    drop_last: bool = False,
+    engine: EpochEngine = "rule",
+    rng: np.random.Generator | int | None = None,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> AverageEstimate:
+    r"""Measure the covariance of the mean of successive iterates of shuffled epochs.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Every hyper-parameter bound.
+    problem : LeastSquares or QuadraticExamples
+        As in `epoch_covariance`.
+    window : int
+        How many successive states each mean is of, at least 1: those after the first step of an epoch and the following
+        ones.
+    batch_size : int
+        As in `epoch_covariance`.
+    replicas : int
+        Independent runs, at least 2 (`compare` wants 100).
+    epochs : int or "auto"
+        Epochs before the window, as in `epoch_covariance`.
+    slots : tuple of str
+        Slots to average and report, stacked in this order.
+    drop_last : bool
+        As in `epoch_covariance`.
+    engine : {"rule", "torch.optim", "dataloader"}
+        As in `epoch_covariance`.
+    rng : numpy.random.Generator or int, optional
+        As in `stationary_covariance`.
+    device : str or torch.device
+    progress : bool
+        As in `stationary_covariance`.
+
+    Returns
+    -------
+    AverageEstimate
+
+    Raises
+    ------
+    InvalidProblemError, UnstableError, NonStationaryError, InvalidRuleError, HyperparameterError
+        As `epoch_covariance`; also if ``window`` is no integer of at least 1.
+
+    Examples
+    --------
+    Of two examples the second takes back what the first has done, so that the mean of an epoch moves little:
+
+    >>> from sgdcov import numerics
+    >>> from sgdcov.theory import sgd
+    >>> problem = numerics.QuadraticExamples([[[1.0]], [[1.0]]], [[1.0], [-1.0]])
+    >>> estimate = epoch_average_covariance(sgd(lr=0.5), problem, 2, batch_size=1, replicas=2000, rng=0)
+    >>> noise = numerics.epoch_noise(problem, 1)
+    >>> exact = numerics.average_covariance(sgd(lr=0.5), problem.hessian, noise, 2)
+    >>> bool(abs(estimate.value - exact) < 4 * estimate.standard_error)
+    True
+    """
+    prepared = set_up_epochs(
+        optimizer, problem, batch_size=batch_size, replicas=replicas, slots=slots, drop_last=drop_last, engine=engine,
+        rng=rng, device=device,
+    )  # fmt: skip
+    check_count("window", window, 1)
+    setup, plan, run = prepared.setup, prepared.plan(epochs, 1), prepared.new_run()
+    burn_in = plan.first * prepared.count
+    total = np.zeros((replicas, len(setup.slots) * setup.quadratic.dim))
+
+    def add(step: int) -> None:
+        if step > burn_in:
+            np.add(total, read_slots(run, setup.slots), out=total)
+
+    advance(run, setup, burn_in + window, add, progress=progress)
+    states = total[None] / window
+    value, standard_error, mean, mean_standard_error = moments(states)
+    return AverageEstimate(
+        value=value,
+        standard_error=standard_error,
+        mean=mean,
+        mean_standard_error=mean_standard_error,
+        samples=states,
+        replicas=replicas,
+        steps=burn_in + window,
+        burn_in=burn_in,
+        spacing=0,
+        transient=plan.transient,
+        slots=setup.slots,
+        optimizer=setup.optimizer,
+        engine=engine,
+        gradients=setup.source.kind,
+        seed=setup.seed,
+        time=window,
+        start=f"{plan.first} epochs",
+        window=window,
+    )
 
 
 def _positions(positions: Position | Positions, count: int) -> tuple[Position, ...]:
@@ -270,44 +316,9 @@ def _positions(positions: Position | Positions, count: int) -> tuple[Position, .
     return each
 
 
-def _plan(
-    setup: Setup, problem: LeastSquares | QuadraticExamples, noise: EpochNoise, epochs: object, snapshots: int
-) -> _Plan:
-    optimizer, quadratic, count = setup.optimizer, setup.quadratic, noise.batches_per_epoch
-    law = numerics.stationary_covariance(optimizer, quadratic.hessian, noise)  # refuses what has none
-    moving = np.delete(np.asarray(law.eigenvalues), np.asarray(law.flat, dtype=int))
-    forgetting = Forgetting.of(optimizer, moving, setup.slots)
-    common = isinstance(problem, QuadraticExamples) and problem.hessians.strides[0] == 0
-    spacing = forgetting.steps(SNAPSHOT_SHARE, LARGEST_AUTOMATIC_BURN_IN)
-    if epochs != "auto":
-        check_count("epochs", epochs, 1)
-        first = int(epochs)  # type: ignore[call-overload]
-    else:
-        share = TRANSIENT_FRACTION * float(np.sqrt(2.0 / (setup.replicas * snapshots)))
-        if not common:
-            share = min(share, MEAN_FRACTION**2)
-        burn_in = forgetting.steps(share, LARGEST_AUTOMATIC_BURN_IN)
-        if burn_in is None:
-            left = forgetting.share(LARGEST_AUTOMATIC_BURN_IN)
-            raise InvalidProblemError(
-                f"the slowest direction still misses a share {left:.3g} of its variance after "
-                f"{LARGEST_AUTOMATIC_BURN_IN:,} steps, and at most {share:.3g} may be missing. Give epochs=... to run "
-                f"anyway, or take a larger learning rate or a better conditioned problem."
-            )
-        first = -(-(1 if common else 2) * burn_in // count)
-    apart = max(1, -(-spacing // count)) if spacing is not None else first
-    return _Plan(first, apart, snapshots, forgetting)
-
-
-def _run(
-    setup: Setup, count: int, plan: _Plan, wanted: set[Position], *, progress: bool
-) -> dict[Position, list[Array]]:
+def _run(prepared: EpochSetup, plan: Plan, wanted: set[Position], *, progress: bool) -> dict[Position, list[Array]]:
     """The states of all replicas at every position, one array an epoch (for the average, one a step)."""
-    optimizer, device = setup.optimizer, setup.generator.device
-    known = optimizer.rule.slots
-    fixed = numerics.stationary_mean(optimizer, setup.quadratic.hessian, setup.quadratic.optimum, slots=known)
-    rows = [torch.tensor(row, device=device).unsqueeze(1) for row in np.split(fixed, len(known))]
-    run = setup.new_run(optimizer, [row.repeat(1, setup.replicas).T for row in rows])
+    setup, count, run = prepared.setup, prepared.count, prepared.new_run()
     samples: dict[Position, list[Array]] = {position: [] for position in wanted}
     last = count - 1 if "average" in wanted else max(int(position) for position in wanted)
 
@@ -324,13 +335,12 @@ def _run(
 
 
 def _estimate(
-    setup: Setup, count: int, plan: _Plan, position: Position, samples: dict[Position, list[Array]], engine: str
+    prepared: EpochSetup, plan: Plan, position: Position, samples: dict[Position, list[Array]]
 ) -> EpochEstimate:
+    setup, count = prepared.setup, prepared.count
     states = np.stack(samples[position])
     value, standard_error, mean, mean_standard_error = moments(states)
     within = 0 if position == "average" else int(position)
-    burn_in = plan.first * count + within
-    gaussian_error = float(np.sqrt(2.0 / (setup.replicas * plan.snapshots)))
     return EpochEstimate(
         value=value,
         standard_error=standard_error,
@@ -339,12 +349,12 @@ def _estimate(
         samples=states,
         replicas=setup.replicas,
         steps=plan.epochs[-1] * count + (count - 1 if position == "average" else within),
-        burn_in=burn_in,
+        burn_in=plan.first * count + within,
         spacing=plan.apart * count,
-        transient=plan.forgetting.share(burn_in) / gaussian_error,
+        transient=plan.transient,
         slots=setup.slots,
         optimizer=setup.optimizer,
-        engine=engine,
+        engine=prepared.engine,
         gradients=setup.source.kind,
         seed=setup.seed,
         position=position,

@@ -1,0 +1,145 @@
+"""What measurements of shuffled epochs share: checked arguments, how long the burn-in is, and where the run starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .. import numerics
+from ..errors import InvalidProblemError
+from ..numerics import EpochNoise, LeastSquares, Quadratic, QuadraticExamples
+from ..theory import Optimizer
+from ._forgetting import Forgetting
+from ._gradients import GradientSource
+from ._runs import Run, Setup, check_count, check_optimizer, check_slots, seed_of
+from ._shuffled import loaded_gradients, shuffled_gradients
+from .stationary import LARGEST_AUTOMATIC_BURN_IN, SNAPSHOT_SHARE, TRANSIENT_FRACTION
+
+__all__ = ["EpochEngine", "EpochSetup", "Plan", "set_up_epochs"]
+
+Array = NDArray[np.float64]
+EpochEngine: TypeAlias = Literal["rule", "torch.optim", "dataloader"]
+
+#: What the burn-in leaves of the way to a biased mean, as a fraction of a standard deviation of one replica: with ten
+#: thousand replicas a hundredth of the standard error of their mean.
+MEAN_FRACTION = 1e-4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The epochs to measure, and the bias that the ones before leave, in standard errors of a variance."""
+
+    first: int
+    apart: int
+    snapshots: int
+    transient: float
+
+    @property
+    def epochs(self) -> range:
+        """The numbers of the epochs, from 0."""
+        return range(self.first, self.first + self.apart * self.snapshots, self.apart)
+
+
+@dataclass(frozen=True)
+class EpochSetup:
+    """Checked arguments, and the noise that the epochs would have if it were the same at all weights."""
+
+    setup: Setup
+    noise: EpochNoise
+    engine: str
+    common: bool  # whether it is: all examples have one Hessian
+
+    @property
+    def count(self) -> int:
+        """Steps of an epoch."""
+        return self.noise.batches_per_epoch
+
+    def new_run(self) -> Run:
+        """All replicas where the run without noise rests."""
+        setup = self.setup
+        known, device = setup.optimizer.rule.slots, setup.generator.device
+        quadratic = setup.quadratic
+        fixed = numerics.stationary_mean(setup.optimizer, quadratic.hessian, quadratic.optimum, slots=known)
+        rows = [torch.tensor(row, device=device).unsqueeze(1) for row in np.split(fixed, len(known))]
+        return setup.new_run(setup.optimizer, [row.repeat(1, setup.replicas).T for row in rows])
+
+    def plan(self, epochs: int | str, snapshots: int) -> Plan:
+        """How many epochs to burn in, and how far apart those measured are."""
+        check_count("snapshots", snapshots, 1)
+        forgetting = self._forgetting()
+        most = max(1, LARGEST_AUTOMATIC_BURN_IN // self.count)
+        error = float(np.sqrt(2.0 / (self.setup.replicas * snapshots)))
+        if epochs == "auto":
+            share = TRANSIENT_FRACTION * error
+            if not self.common:
+                share = min(share, MEAN_FRACTION**2)
+            burn_in = forgetting.steps(share, most)
+            if burn_in is None:
+                raise InvalidProblemError(
+                    f"the slowest direction still misses a share {forgetting.share(most):.3g} of its variance after "
+                    f"{most * self.count:,} steps, and at most {share:.3g} may be missing. Give epochs=... to run "
+                    f"anyway, or take a larger learning rate or a better conditioned problem."
+                )
+            first = burn_in if self.common else 2 * burn_in
+        else:
+            check_count("epochs", epochs, 1)
+            first = int(epochs)
+        apart = forgetting.steps(SNAPSHOT_SHARE, most)
+        return Plan(first, first if apart is None else apart, snapshots, forgetting.share(first) / error)
+
+    def _forgetting(self) -> Forgetting:
+        """How fast ends of epochs forget, an epoch being a step: the law at the ends is at least what it remembers."""
+        optimizer, slots = self.setup.optimizer, self.setup.optimizer.rule.slots
+        # Refuses what has no law; without the flat directions, where nothing is forgotten nor missing.
+        law = numerics.stationary_covariance(optimizer, self.setup.quadratic.hessian, self.noise)
+        moving = np.delete(np.asarray(law.eigenvalues), np.asarray(law.flat, dtype=int))
+        step = Forgetting.of(optimizer, moving, slots)
+        if not moving.size:
+            return step
+        each = EpochNoise(np.eye(moving.size), self.count, self.noise.correlation)
+        ends = numerics.stationary_covariance(optimizer, np.diag(moving), each)
+        covariance = np.array([[np.diag(ends.block(a, b)) for b in slots] for a in slots]).transpose(2, 0, 1)
+        return Forgetting(np.linalg.matrix_power(step.transition, self.count), covariance, step.slots)
+
+
+def set_up_epochs(
+    optimizer: Optimizer,
+    problem: LeastSquares | QuadraticExamples,
+    *,
+    batch_size: int,
+    replicas: int,
+    slots: tuple[str, ...],
+    drop_last: bool,
+    engine: EpochEngine,
+    rng: np.random.Generator | int | None,
+    device: str | torch.device,
+) -> EpochSetup:
+    """Check the arguments that measurements of epochs share."""
+    seed = seed_of(rng)
+    check_optimizer(optimizer)
+    optimizer.require_bound()
+    check_count("replicas", replicas, 2)
+    if engine not in ("rule", "torch.optim", "dataloader"):
+        raise InvalidProblemError(f"engine must be 'rule', 'torch.optim' or 'dataloader', got {engine!r}.")
+    if not isinstance(problem, LeastSquares | QuadraticExamples):
+        raise InvalidProblemError(
+            f"epochs need examples: the problem must be a LeastSquares or QuadraticExamples, got "
+            f"{type(problem).__name__}."
+        )
+    slots = check_slots(optimizer, slots)
+    noise = numerics.epoch_noise(problem, batch_size, drop_last=drop_last)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    if engine == "dataloader":
+        gradients = loaded_gradients(problem, replicas, batch_size, generator, drop_last=drop_last)
+    else:
+        gradients = shuffled_gradients(problem, replicas, batch_size, generator)
+    kind = f"shuffled epochs of {noise.batches_per_epoch} batches of {batch_size}"
+    quadratic = Quadratic(problem.hessian, noise.noise, problem.optimum)
+    source = GradientSource(gradients, kind, quadratic, quadratic.noise)
+    steps: Literal["rule", "torch.optim"] = "rule" if engine == "rule" else "torch.optim"
+    common = isinstance(problem, QuadraticExamples) and problem.hessians.strides[0] == 0
+    return EpochSetup(Setup(optimizer, source, replicas, slots, steps, generator, seed), noise, engine, common)
