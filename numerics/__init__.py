@@ -19,6 +19,7 @@
 `solve_stein`                        ``A X A' - X + Q = 0`` for any A, with a verdict
 `Quadratic`, `LeastSquares`          problems: a loss, its Hessian, optimum and gradient noise
 `QuadraticExamples`                  a finite sum of quadratic losses with Hessians of their own
+`VectorLeastSquares`                 least squares with several outputs; its noise is a `VectorMinibatchNoise`
 `MinibatchNoise`, ...                gradient noise that depends on the weights, exact: `GaussianMinibatchNoise`
 `EpochNoise`, `epoch_noise`          shuffled epochs: noise that is correlated within an epoch, and that of given data
 `reshuffling_law`                    shuffled epochs of examples whose Hessians differ: the bias of the mean, too
@@ -48,6 +49,7 @@ from .stationary import StationaryCovariance, pair_covariance, stationary_covari
 from .stein import SteinSolution, solve_stein
 from .trajectory import PeriodicCovariance, Trajectory, periodic_covariance, trajectory
 from .transient import TransientCovariance, transient_covariance, transient_mean
+from .vector_least_squares import VectorLeastSquares, VectorMinibatchNoise
 
 __all__ = [
     "AdaptiveCovariance",
@@ -70,6 +72,8 @@ __all__ = [
     "SteinSolution",
     "Trajectory",
     "TransientCovariance",
+    "VectorLeastSquares",
+    "VectorMinibatchNoise",
     "adam",
     "adaptive_covariance",
     "autocorrelation_time",
