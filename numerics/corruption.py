@@ -150,8 +150,13 @@ class CorruptedInputs(GradientNoise):
         Raises
         ------
         InvalidProblemError
-            If ``std`` is negative.
+            If ``std`` is negative, or the examples have weights.
         """
+        if self.problem.sample_weight is not None:
+            raise InvalidProblemError(
+                "label noise on corrupted inputs is not implemented for examples with weights; multiply the rows of X "
+                "and y by the roots of the weights yourself if the noise is to be of the scaled labels"
+            )
         curvature = self._mean_curvature
         return np.asarray(_arrays.nonnegative("std", std) ** 2 / self.batch_size * 0.5 * (curvature + curvature.T))
 
@@ -302,6 +307,11 @@ class InputNoise(CorruptedInputs):
 
     def __post_init__(self) -> None:
         self._check()
+        if self.problem.sample_weight is not None:
+            raise InvalidProblemError(
+                "input noise is not implemented for examples with weights: noise on the rows scaled by their weights "
+                "is not noise on the inputs"
+            )
         object.__setattr__(self, "std", _arrays.nonnegative("std", self.std))
 
     def __repr__(self) -> str:

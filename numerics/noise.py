@@ -227,7 +227,8 @@ class MinibatchNoise(GradientNoise):
     def label_noise(self, std: float) -> Array:
         r"""The noise that fresh label noise adds at every draw, :math:`\sigma^2 X^\top X / (N B)`.
 
-        It has no finite-population factor: the labels are drawn anew even where the examples are not.
+        It has no finite-population factor: the labels are drawn anew even where the examples are not.  With weights
+        of the examples the noise of a label is weighted like its loss: :math:`\sigma^2 \sum_n a_n^2 x_n x_n^\top/(NB)`.
 
         Parameters
         ----------
@@ -246,7 +247,12 @@ class MinibatchNoise(GradientNoise):
         """
         if not isinstance(self.problem, LeastSquares):
             raise InvalidProblemError("only a LeastSquares problem has labels to add noise to")
-        return np.asarray(_arrays.nonnegative("std", std) ** 2 / self.batch_size * self._gram)
+        strength = _arrays.nonnegative("std", std) ** 2 / self.batch_size
+        weights = self.problem.sample_weight
+        if weights is None:
+            return np.asarray(strength * self._gram)
+        X = self.problem.X  # the weights' roots are in it
+        return strength * _symmetrised(X.T @ (weights[:, None] * X) / len(X))
 
     def draw(self, rng: np.random.Generator, count: int) -> Draw:
         """Batches drawn from the examples."""

@@ -20,6 +20,7 @@ from ..errors import InvalidProblemError
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size
 from ._provenance import NoiseCovariance, batches_of
+from ._weights import checked_weights
 
 __all__ = ["LeastSquares", "Quadratic"]
 
@@ -101,7 +102,7 @@ class Quadratic:
         return np.asarray((_arrays.points("w", w, self.dim) - self.optimum) @ self.hessian)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, init=False)
 class LeastSquares:
     r"""Linear regression on data, the mean over examples of :math:`(y - x^\top w)^2/2`, plus :math:`\lambda|w|^2/2`.
 
@@ -112,14 +113,21 @@ class LeastSquares:
     y : array_like, shape (N,)
     l2 : float, default 0
         The weight-decay strength, at least 0.
+    sample_weight : array_like, shape (N,), optional
+        Weights :math:`a_n \ge 0`, used as given: the loss is :math:`\frac1N\sum_n a_n (y_n - x_n^\top w)^2/2`, with N
+        the number of examples whatever the weights, plus the same weight decay.  Examples are drawn into batches
+        regardless of their weights.
 
     Raises
     ------
     InvalidProblemError
-        Arrays not finite or of unfitting shapes, a negative ``l2``.
+        Arrays not finite or of unfitting shapes, a negative ``l2`` or weight.
 
     Notes
     -----
+    With weights, the attributes ``X`` and ``y`` hold the rows and labels multiplied by :math:`\sqrt{a_n}`: without
+    weights these are the same losses, example by example, so whatever is done with them is right.
+
     At a point w other than the minimiser the gradient noise differs: its covariance is that of the per-example
     gradients there.  The additive model (:meth:`quadratic`) freezes it at the minimiser.
 
@@ -138,19 +146,33 @@ class LeastSquares:
 
     X: Array
     y: Array
-    l2: float = 0.0
+    l2: float
 
-    def __post_init__(self) -> None:
-        design = _arrays.matrix("X", self.X)
+    def __init__(
+        self, X: ArrayLike, y: ArrayLike, l2: float = 0.0, sample_weight: ArrayLike | None = None
+    ) -> None:
+        design = _arrays.matrix("X", X)
+        labels = _arrays.vector("y", y)
+        if labels.shape[0] != design.shape[0]:
+            raise InvalidProblemError(f"y must have one entry per row of X, {design.shape[0]}, got {labels.shape[0]}")
+        weights = checked_weights(sample_weight, len(design))
+        if weights is not None:
+            root = np.sqrt(weights)
+            design, labels = root[:, None] * design, root * labels
         object.__setattr__(self, "X", _frozen(design))
-        y = _arrays.vector("y", self.y)
-        if y.shape[0] != design.shape[0]:
-            raise InvalidProblemError(f"y must have one entry per row of X, {design.shape[0]}, got {y.shape[0]}")
-        object.__setattr__(self, "y", _frozen(y))
-        object.__setattr__(self, "l2", _arrays.nonnegative("l2", self.l2))
+        object.__setattr__(self, "y", _frozen(labels))
+        object.__setattr__(self, "l2", _arrays.nonnegative("l2", l2))
+        object.__setattr__(self, "_weights", weights)
 
     def __repr__(self) -> str:
-        return f"LeastSquares(num_examples={self.num_examples}, dim={self.dim}, l2={self.l2:g})"
+        weighted = "" if self.sample_weight is None else ", weighted"
+        return f"LeastSquares(num_examples={self.num_examples}, dim={self.dim}, l2={self.l2:g}{weighted})"
+
+    @property
+    def sample_weight(self) -> Array | None:
+        """The weights of the examples, which are already in ``X`` and ``y``; None for none."""
+        weights: Array | None = self.__dict__["_weights"]
+        return weights
 
     @property
     def dim(self) -> int:

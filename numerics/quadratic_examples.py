@@ -20,6 +20,7 @@ from ..errors import InvalidProblemError
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size
 from ._provenance import NoiseCovariance
+from ._weights import checked_weights
 from .problems import Quadratic
 
 __all__ = ["QuadraticExamples"]
@@ -27,7 +28,7 @@ __all__ = ["QuadraticExamples"]
 Array: TypeAlias = NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, init=False)
 class QuadraticExamples:
     r"""The mean over examples of quadratic losses with gradients :math:`H_n w + r_n`.
 
@@ -38,6 +39,9 @@ class QuadraticExamples:
         matrix (``np.broadcast_to``) is kept as such.
     gradients : array_like, shape (N, d)
         Every example's gradient at w = 0.
+    sample_weight : array_like, shape (N,), optional
+        Weights :math:`a_n \ge 0`, used as given: the loss is :math:`\frac1N \sum_n a_n \ell_n`.  The attributes
+        ``hessians`` and ``gradients`` hold those of :math:`a_n \ell_n`, so whatever is done with them is right.
 
     Raises
     ------
@@ -59,17 +63,28 @@ class QuadraticExamples:
     hessians: Array
     gradients: Array
 
-    def __post_init__(self) -> None:
-        hessians = _symmetric_stack(self.hessians)
-        gradients = _arrays.matrix("gradients", self.gradients, rows=hessians.shape[0], columns=hessians.shape[1])
+    def __init__(self, hessians: ArrayLike, gradients: ArrayLike, sample_weight: ArrayLike | None = None) -> None:
+        hessians = _symmetric_stack(hessians)
+        gradients = _arrays.matrix("gradients", gradients, rows=hessians.shape[0], columns=hessians.shape[1])
+        weights = checked_weights(sample_weight, len(hessians))
+        if weights is not None:
+            hessians, gradients = weights[:, None, None] * hessians, weights[:, None] * gradients
         hessians.flags.writeable = gradients.flags.writeable = False
         object.__setattr__(self, "hessians", hessians)
         object.__setattr__(self, "gradients", gradients)
+        object.__setattr__(self, "_weights", weights)
         _arrays.positive_semidefinite("the mean of hessians", self.hessian)
         self.optimum  # noqa: B018 - refuses a problem without a minimiser at once
 
     def __repr__(self) -> str:
-        return f"QuadraticExamples(num_examples={self.num_examples}, dim={self.dim})"
+        weighted = "" if self.sample_weight is None else ", weighted"
+        return f"QuadraticExamples(num_examples={self.num_examples}, dim={self.dim}{weighted})"
+
+    @property
+    def sample_weight(self) -> Array | None:
+        """The weights of the examples, which are already in ``hessians`` and ``gradients``; None for none."""
+        weights: Array | None = self.__dict__["_weights"]
+        return weights
 
     @property
     def dim(self) -> int:
