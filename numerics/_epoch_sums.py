@@ -19,7 +19,6 @@ with :math:`D = A - I` from its exact coefficients.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TypeAlias
@@ -31,7 +30,7 @@ from ..theory import Optimizer
 from ._evolution import Evolution, step_coefficients, still
 from ._extended import Extended, identity, polynomial_values
 
-__all__ = ["Correlated", "EpochSteps", "Stretch", "epoch_steps"]
+__all__ = ["Correlated", "EpochSteps", "Stretch", "epoch_steps", "exactly", "with_empty_sum"]
 
 Array: TypeAlias = NDArray[np.float64]
 Tile: TypeAlias = tuple[slice, slice]
@@ -168,11 +167,11 @@ class Correlated:
             out = out + pairs(stretch.response, stretch.response, tile).scaled(exactly(common))
         return out
 
-    def epoch(self, steps: EpochSteps, keep: Extended | None = None) -> Evolution:
+    def epoch(self, steps: EpochSteps, tiles: tuple[Tile, ...], keep: Extended | None = None) -> Evolution:
         """One epoch, as a step of its own; ``keep`` multiplies its power, for unit roots that noise does not reach."""
         stretch = Stretch.of(steps, self.count)
-        kernels = tuple(self.injected(stretch, tile) for tile in steps.tiles)
-        return Evolution(stretch.power if keep is None else stretch.power @ keep, steps.tiles, kernels)
+        kernels = tuple(self.injected(stretch, tile) for tile in tiles)
+        return Evolution(stretch.power if keep is None else stretch.power @ keep, tiles, kernels)
 
     def after(self, law: Evolution, steps: EpochSteps, position: int) -> Evolution:
         """The law after so many steps of an epoch, from that at its start."""
@@ -190,7 +189,7 @@ class Correlated:
 
     def repeated(self, law: Evolution, steps: EpochSteps, epochs: int) -> Evolution:
         """The law after so many whole epochs, from that at the start of one."""
-        once = self.epoch(steps)
+        once = self.epoch(steps, law.tiles)
         powers = [once.power]
         for digit in bin(epochs)[3:]:
             powers.append(powers[-1] @ powers[-1])
@@ -226,14 +225,15 @@ def carried(power: Extended, kernel: Extended, tile: Tile) -> Extended:
     return power[:, :, rows, None] @ kernel @ power[:, :, None, columns].transposed
 
 
-def with_empty_sum(law: Evolution, steps: EpochSteps) -> Iterator[Extended]:
-    """The kernels of a law with one further slot, a sum that is still empty, on the tiles of these steps."""
+def with_empty_sum(law: Evolution) -> Evolution:
+    """A law with one further slot, a sum that is still empty."""
     m, n = law.power.hi.shape[1:]
-    whole = Extended.of(np.zeros((m + 1, m + 1, n, n)))
-    for (rows, columns), kernel in law.parts():
-        whole.hi[:m, :m, rows, columns], whole.lo[:m, :m, rows, columns] = kernel.hi, kernel.lo
-    for rows, columns in steps.tiles:
-        yield whole[:, :, rows, columns]
+    kernels = []
+    for _, kernel in law.parts():
+        hi, lo = (np.zeros((m + 1, m + 1, *kernel.hi.shape[2:])) for _ in range(2))
+        hi[:m, :m], lo[:m, :m] = kernel.hi, kernel.lo
+        kernels.append(Extended(hi, lo))
+    return Evolution(identity(m + 1, n), law.tiles, tuple(kernels))
 
 
 def _nothing(power: Extended, tile: Tile) -> Extended:

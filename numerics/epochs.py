@@ -172,7 +172,7 @@ def epoch_average_covariance(optimizer: Optimizer, hessian: ArrayLike, noise: Ep
     _, law, c = _start_of_epoch(problem, noise)
     steps = _correlated(noise)
     one = epoch_steps(problem.optimizer, problem.directions.eigenvalues, summed=True)
-    total = Evolution(identity(*one.increment.hi.shape[1:]), one.tiles, tuple(with_empty_sum(law, one)))
+    total = with_empty_sum(law)
     epochs, rest = divmod(count, noise.batches_per_epoch)
     if epochs:
         total = steps.repeated(total, one, epochs)
@@ -268,7 +268,7 @@ def _start_of_epoch(problem: Problem, noise: EpochNoise) -> tuple[EpochSteps, Ev
         c[:, directions.flat] = 0.0
     one = epoch_steps(problem.optimizer, directions.eigenvalues)
     keep = _without_level(problem, len(problem.optimizer.rule.slots)) if directions.flat.size else None
-    law, kept = _correlated(noise).epoch(one, keep).repeated_forever()
+    law, kept = _correlated(noise).epoch(one, one.tiles, keep).repeated_forever()
     if kept.any():
         worst = float(directions.eigenvalues[kept][0])
         raise NonStationaryError(

@@ -14,13 +14,17 @@ from sgdcov.errors import HyperparameterError, InvalidProblemError, NonStationar
 from sgdcov.numerics import (
     EpochNoise,
     LeastSquares,
+    Phase,
     Quadratic,
     QuadraticExamples,
+    Schedule,
     autocovariance,
     average_covariance,
     crossover_curvature,
     epoch_noise,
+    periodic_covariance,
     stationary_covariance,
+    trajectory,
     transient_covariance,
 )
 from sgdcov.theory import heavy_ball, nesterov, polyak, qhm, recursion, sam, sgd, sgdw, with_ema
@@ -158,6 +162,24 @@ def closed_law(optimizer, x, y, noise, position):
     return (inverse * (start - once * start) + (1 - rho) * white + rho * response) / count
 
 
+def closed_average(optimizer, x, y, noise, epochs):
+    """The weights' entry of a pair for unit noise, B (2 Z - A^T Z - Z A'^T) B'/T^2 with B = (A - I)^-1 A."""
+    step, total = recursion(optimizer), epochs * noise.batches_per_epoch
+    size = len(step.slots)
+    start, unit = closed_law(optimizer, x, y, noise, 0), mpmath.eye(size)
+    z, powers, factors = mpmath.matrix(size, size), [], []
+    for p, q in itertools.product(range(size), repeat=2):
+        z[p, q] = start[p * size + q]
+    for h in (x, y):
+        a = mpmath.matrix(size, size)
+        for p, q in itertools.product(range(size), repeat=2):
+            exact = step.transition[p, q].subs(step.h, Fraction(h))
+            a[p, q] = mpmath.mpf(int(exact.p)) / int(exact.q)
+        powers.append(a**total)
+        factors.append(mpmath.inverse(a - unit) * a)
+    return (factors[0] * (2 * z - powers[0] * z - z * powers[1].T) * factors[1].T)[0, 0] / total**2
+
+
 def kronecker(a, b):
     out = mpmath.matrix(a.rows * b.rows, a.cols * b.cols)
     for i, j, k, n in itertools.product(range(a.rows), range(a.cols), range(b.rows), range(b.cols)):
@@ -189,6 +211,18 @@ def test_flat_directions_and_long_memory_keep_every_digit(optimizer, count, posi
             for a, b in itertools.product(range(m), repeat=2):
                 entry = law.block(law.slots[a], law.slots[b])[i, j]
                 assert abs(mpmath.mpf(float(entry)) - exact[a * m + b]) <= EPS * abs(exact[a * m + b])
+
+
+@pytest.mark.parametrize("optimizer", EXTREME, ids=repr)
+@pytest.mark.parametrize("count", [2, 1000, 100_000])
+@pytest.mark.parametrize("epochs", [1, 10_000])
+def test_averages_over_epochs_keep_every_digit(optimizer, count, epochs):
+    noise = EpochNoise(np.ones((4, 4)), count)
+    average = average_covariance(optimizer, np.diag(CURVATURES), noise, count * epochs)
+    with mpmath.workdps(150):
+        for i, j in ((0, 0), (0, 3), (1, 1), (2, 1), (3, 3)):
+            exact = closed_average(optimizer, CURVATURES[i], CURVATURES[j], noise, epochs)
+            assert abs(mpmath.mpf(float(average[i, j])) - exact) <= 2 * EPS * abs(exact)
 
 
 @over_optimizers
@@ -413,6 +447,9 @@ def test_what_is_wrong_is_named():
     for refused in (transient_covariance, autocovariance):
         with pytest.raises(InvalidProblemError, match="correlated within an epoch"):
             refused(sgd(lr=0.1), hessian, noise, 3)
+    for refused in (trajectory, periodic_covariance):
+        with pytest.raises(InvalidProblemError, match="correlated within an epoch"):
+            refused(sgd(lr=0.1), Schedule([Phase(3, lr=0.1)]), hessian, noise)
 
 
 def test_a_correlation_in_floating_point_counts_as_the_exact_one():
