@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -11,9 +12,10 @@ from numpy.typing import NDArray
 
 from .. import numerics
 from ..errors import InvalidProblemError
-from ..numerics import EpochNoise, LeastSquares, Quadratic, QuadraticExamples
+from ..numerics import EpochNoise, LeastSquares, MinibatchNoise, Quadratic, QuadraticExamples
 from ..theory import Optimizer
 from ._forgetting import Forgetting
+from ._fourth_moment import FourthMoment, fourth_moment
 from ._gradients import GradientSource
 from ._runs import Run, Setup, check_count, check_optimizer, check_slots, seed_of
 from ._shuffled import loaded_gradients, shuffled_gradients
@@ -52,11 +54,26 @@ class EpochSetup:
     noise: EpochNoise
     engine: str
     common: bool  # whether it is: all examples have one Hessian
+    batches: MinibatchNoise  # independent batches of distinct examples
 
     @property
     def count(self) -> int:
         """Steps of an epoch."""
         return self.noise.batches_per_epoch
+
+    def fourth_moment(self) -> FourthMoment | None:
+        """What independent batches tell of the fourth moment; None where all iterates are bounded.
+
+        In one dimension that is on the safe side: a mean of products over distinct examples is at most the product of
+        means (Maclaurin's inequality). Where independent batches have no fourth moment, nothing is known of shuffled
+        ones.
+        """
+        if self.common:
+            return None
+        setup = self.setup
+        source = GradientSource(iter(()), "independent batches", setup.quadratic, self.batches)
+        found = fourth_moment(setup.optimizer, source)
+        return found if found is None or found.verdict == "exists" else FourthMoment("undecided", math.nan, math.nan)
 
     def new_run(self) -> Run:
         """All replicas where the run without noise rests."""
@@ -142,4 +159,5 @@ def set_up_epochs(
     source = GradientSource(gradients, kind, quadratic, quadratic.noise)
     steps: Literal["rule", "torch.optim"] = "rule" if engine == "rule" else "torch.optim"
     common = isinstance(problem, QuadraticExamples) and problem.hessians.strides[0] == 0
-    return EpochSetup(Setup(optimizer, source, replicas, slots, steps, generator, seed), noise, engine, common)
+    setup = Setup(optimizer, source, replicas, slots, steps, generator, seed)
+    return EpochSetup(setup, noise, engine, common, MinibatchNoise(problem, batch_size, replacement=False))

@@ -23,6 +23,7 @@ from ..errors import InvalidProblemError
 from ..numerics import LeastSquares, QuadraticExamples
 from ..theory import Optimizer
 from ._epoch_runs import EpochEngine, EpochSetup, Plan, set_up_epochs
+from ._fourth_moment import FourthMoment
 from ._moments import moments
 from ._runs import advance, check_count, read_slots
 from .averages import AverageEstimate
@@ -170,6 +171,11 @@ def epoch_covariance(
     HyperparameterError
         If a hyper-parameter is not bound.
 
+    Notes
+    -----
+    Where Hessians differ, whether the fourth moment exists that standard errors need is asked of independent batches of
+    distinct examples; shuffled ones are known to be milder in one dimension.
+
     Examples
     --------
     Ends of epochs are quiet: with two examples each is used once, and most of the noise has cancelled.
@@ -190,8 +196,8 @@ def epoch_covariance(
     )  # fmt: skip
     wanted = _positions(positions, prepared.count)
     plan = prepared.plan(epochs, snapshots)
-    samples = _run(prepared, plan, set(wanted), progress=progress)
-    estimates = tuple(_estimate(prepared, plan, each, samples) for each in wanted)
+    samples, fourth = _run(prepared, plan, set(wanted), progress=progress), prepared.fourth_moment()
+    estimates = tuple(_estimate(prepared, plan, each, samples, fourth) for each in wanted)
     return estimates if isinstance(positions, tuple | list) else estimates[0]
 
 
@@ -293,6 +299,7 @@ def epoch_average_covariance(
         engine=engine,
         gradients=setup.source.kind,
         seed=setup.seed,
+        fourth_moment=prepared.fourth_moment(),
         time=window,
         start=f"{plan.first} epochs",
         window=window,
@@ -335,7 +342,11 @@ def _run(prepared: EpochSetup, plan: Plan, wanted: set[Position], *, progress: b
 
 
 def _estimate(
-    prepared: EpochSetup, plan: Plan, position: Position, samples: dict[Position, list[Array]]
+    prepared: EpochSetup,
+    plan: Plan,
+    position: Position,
+    samples: dict[Position, list[Array]],
+    fourth: FourthMoment | None,
 ) -> EpochEstimate:
     setup, count = prepared.setup, prepared.count
     states = np.stack(samples[position])
@@ -357,6 +368,7 @@ def _estimate(
         engine=prepared.engine,
         gradients=setup.source.kind,
         seed=setup.seed,
+        fourth_moment=fourth,
         position=position,
         batches_per_epoch=count,
     )

@@ -115,6 +115,19 @@ def test_where_hessians_differ_it_is_biased_as_enumerated(optimizer):
     assert compare(estimates[0], additive).p_value < REJECTED
 
 
+def test_without_a_known_fourth_moment_there_is_no_p_value():
+    """Independent batches have none at this learning rate; equal Hessians keep every iterate bounded."""
+    problem = tiny()
+    for lr, known in ((0.2, True), (0.9, False)):
+        estimate = epoch_covariance(
+            sgd(lr=lr), problem, batch_size=1, replicas=100, positions=0, epochs=5, rng=0, progress=False
+        )
+        assert estimate.fourth_moment.trusted == known
+        assert np.isnan(compare(estimate, np.eye(2)).p_value) != known
+    bounded = epoch_covariance(sgd(lr=0.9), diabetes(), batch_size=44, replicas=100, positions=0, rng=0, progress=False)
+    assert bounded.fourth_moment is None
+
+
 def test_a_real_loader_biases_the_mean_as_enumerated():
     problem, optimizer = tiny(), sgd(lr=0.2)
     law = reshuffling_law(optimizer, problem, 3)
