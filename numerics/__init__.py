@@ -27,6 +27,7 @@
 `damped_newton`, ... `rmsprop`       preconditioners
 `DropoutNoise`, `InputNoise`         gradient noise of injected corruption, exact; `langevin_noise` that of SGLD
 `adaptive_covariance`                Adam and RMSProp with second moments frozen self-consistently: an approximation
+`tail_index`, `moment_growth`        which moments exist when the noise multiplies the weights
 ===================================  =====================================================================
 """
 
@@ -47,6 +48,7 @@ from .schedules import Phase, Schedule
 from .stability import max_learning_rate, spectral_radius
 from .stationary import StationaryCovariance, pair_covariance, stationary_covariance
 from .stein import SteinSolution, solve_stein
+from .tails import MomentGrowth, TailIndex, moment_growth, tail_index
 from .trajectory import PeriodicCovariance, Trajectory, periodic_covariance, trajectory
 from .transient import TransientCovariance, transient_covariance, transient_mean
 from .vector_least_squares import VectorLeastSquares, VectorMinibatchNoise
@@ -62,6 +64,7 @@ __all__ = [
     "LeastSquares",
     "MeanSquareStability",
     "MinibatchNoise",
+    "MomentGrowth",
     "PeriodicCovariance",
     "Phase",
     "Quadratic",
@@ -70,6 +73,7 @@ __all__ = [
     "Schedule",
     "StationaryCovariance",
     "SteinSolution",
+    "TailIndex",
     "Trajectory",
     "TransientCovariance",
     "VectorLeastSquares",
@@ -85,6 +89,7 @@ __all__ = [
     "langevin_noise",
     "max_learning_rate",
     "mean_square_stability",
+    "moment_growth",
     "natural_gradient",
     "one_gradient_form",
     "pair_covariance",
@@ -95,6 +100,7 @@ __all__ = [
     "spectral_radius",
     "stationary_covariance",
     "stationary_mean",
+    "tail_index",
     "trajectory",
     "transient_covariance",
     "transient_mean",

@@ -46,7 +46,13 @@ def draw_batches(
     """Indices of ``count`` independent batches, shape (count, batch_size)."""
     if replacement or batch_size == 1:
         return rng.integers(num_examples, size=(count, batch_size))
-    out = np.empty((count, batch_size), dtype=np.intp)
-    for row in out:
-        row[:] = rng.choice(num_examples, size=batch_size, replace=False, shuffle=False)
+    if 2 * batch_size**2 > num_examples:  # repetitions are the rule: order random numbers instead
+        keys = rng.random((count, num_examples))
+        return np.argpartition(keys, batch_size - 1, axis=1)[:, :batch_size]
+    out = rng.integers(num_examples, size=(count, batch_size))
+    rows = np.arange(count)
+    while rows.size:  # whole batches again, so that every set is equally likely
+        ordered = np.sort(out[rows], axis=1)
+        rows = rows[np.any(ordered[:, 1:] == ordered[:, :-1], axis=1)]
+        out[rows] = rng.integers(num_examples, size=(rows.size, batch_size))
     return out

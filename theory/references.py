@@ -174,6 +174,43 @@ _ENTRIES = (
     ("book", "jury1964", {
         "author": "Jury, Eliahu I.", "title": "Theory and Application of the z-Transform Method", "publisher": "Wiley",
         "year": "1964"}),
+    ("article", "hoelder1889", {
+        "author": "H{\\\"o}lder, Otto", "title": "{\\\"U}ber einen Mittelwerthssatz",
+        "journal": "Nachrichten von der K{\\\"o}niglichen Gesellschaft der Wissenschaften und der "
+                   "Georg-Augusts-Universit{\\\"a}t zu G{\\\"o}ttingen", "pages": "38--47", "year": "1889"}),
+    ("inproceedings", "goodfellow2015", {
+        "author": "Goodfellow, Ian J. and Shlens, Jonathon and Szegedy, Christian",
+        "title": "Explaining and Harnessing Adversarial Examples",
+        "booktitle": "International Conference on Learning Representations", "year": "2015", "eprint": "1412.6572",
+        "archiveprefix": "arXiv"}),
+    ("article", "xu2009robustness", {
+        "author": "Xu, Huan and Caramanis, Constantine and Mannor, Shie",
+        "title": "Robustness and Regularization of Support Vector Machines",
+        "journal": "Journal of Machine Learning Research", "volume": "10", "pages": "1485--1510", "year": "2009"}),
+    ("inproceedings", "javanmard2020", {
+        "author": "Javanmard, Adel and Soltanolkotabi, Mahdi and Hassani, Hamed",
+        "title": "Precise Tradeoffs in Adversarial Training for Linear Regression",
+        "booktitle": "Conference on Learning Theory", "year": "2020", "eprint": "2002.10477",
+        "archiveprefix": "arXiv"}),
+    ("inproceedings", "xing2021", {
+        "author": "Xing, Yue and Zhang, Ruizhi and Cheng, Guang",
+        "title": "Adversarially Robust Estimate and Risk Analysis in Linear Regression",
+        "booktitle": "International Conference on Artificial Intelligence and Statistics", "year": "2021",
+        "eprint": "2012.10278", "archiveprefix": "arXiv"}),
+    ("inproceedings", "vanrooyen2015", {
+        "author": "van Rooyen, Brendan and Menon, Aditya Krishna and Williamson, Robert C.",
+        "title": "Learning with Symmetric Label Noise: The Importance of Being Unhinged",
+        "booktitle": "Advances in Neural Information Processing Systems", "year": "2015", "eprint": "1505.07634",
+        "archiveprefix": "arXiv"}),
+    ("misc", "zhou2023unhinged", {
+        "author": "Zhou, Xiong and Liu, Xianming and Wang, Hanzhang and Zhai, Deming and Jiang, Junjun and "
+                  "Ji, Xiangyang",
+        "title": "On the Dynamics Under the Unhinged Loss and Beyond", "year": "2023", "eprint": "2312.07841",
+        "archiveprefix": "arXiv"}),
+    ("techreport", "bussgang1952", {
+        "author": "Bussgang, Julian J.",
+        "title": "Crosscorrelation functions of amplitude-distorted {G}aussian signals",
+        "institution": "Research Laboratory of Electronics, Massachusetts Institute of Technology", "year": "1952"}),
 )  # fmt: skip
 
 #: Every reference of the catalogue as a BibTeX entry, by key.

@@ -1,0 +1,420 @@
+r"""Heavy tails: which moments of the stationary law exist when the gradient noise multiplies the weights.
+
+The iterates follow :math:`z' = A_B z + b_B` with a random factor.  The moment of order s of their stationary law exists
+where that of the products of factors shrinks,
+
+.. math:: k(s) = \lim_{n \to \infty} \big(\mathrm E |A_{B_n} \cdots A_{B_1}|^s\big)^{1/n} < 1 ,
+
+and the law's tail falls like :math:`|z|^{-\alpha}` with the root :math:`k(\alpha) = 1` (Kesten).  The covariance exists
+if and only if :math:`\alpha > 2`, which is mean-square stability: :math:`k(2)` is the spectral radius of the
+second-moment operator.  :math:`\log k(s)` is convex and 0 at s = 0, so there is one root at most.
+
+How k(s) is found, in the order in which it is tried:
+
+=====================  =======================================================================  ================
+method                 where                                                                    error
+=====================  =======================================================================  ================
+``batches``            one dimension, one slot: a sum over all batches                          rounding
+``quadrature``         the same for Gaussian data, also isotropic Gaussian data in any          shown
+                       dimension
+``mean square``        s = 2: `mean_square_stability`                                           rounding
+``fourth moments``     s = 4, up to 12 state entries, moments of the draws known: the operator  rounding
+                       on symmetric tensors
+``directions``         states of two entries: the leading eigenvalue of an operator on          shown
+                       functions of the direction
+``particles``          everything else: unit vectors that are stretched, weighted, resampled    standard error
+=====================  =======================================================================  ================
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import scipy.optimize
+
+from ..errors import InvalidProblemError, InvalidRuleError, NonStationaryError
+from ..theory import Optimizer, recursion
+from ._growth import LARGEST_ORDER, circle_growth, fourth_growth, planar, scalar_growth
+from ._growth_particles import particle_growth
+from ._products import Products
+from .mean_square import mean_square_stability
+from .noise import GradientNoise
+
+__all__ = ["MomentGrowth", "TailIndex", "moment_growth", "tail_index"]
+
+Method: TypeAlias = Literal["auto", "exact", "particles"]
+Verdict: TypeAlias = Literal["exists", "does not exist", "undecided"]
+
+#: Standard errors by which an estimate must be off 0 for a verdict.
+CLEAR = 4.0
+#: Directions of the operator on the circle; the error is the difference from half as many.
+_DIRECTIONS = 512
+#: Below this order a root is not told from 0.
+_SMALLEST_ORDER = 1e-3
+
+
+@dataclass(frozen=True)
+class MomentGrowth:
+    """How fast the moment of one order of the products grows, and whether that of the stationary law exists.
+
+    Attributes
+    ----------
+    order : float
+        The order s.
+    log : float
+        Logarithm of ``value``: growth rate in a step.
+    standard_error : float
+        Of ``log``: statistical for particles, numerical otherwise.
+    method : str
+        How it was found; see the module's table.
+    verdict : {"exists", "does not exist", "undecided"}
+        Whether the stationary law has the moment of this order.
+    status : str
+        What the verdict rests on, in words.
+    """
+
+    order: float
+    log: float
+    standard_error: float
+    method: str
+    verdict: Verdict
+    status: str
+
+    @property
+    def value(self) -> float:
+        """k(s): the factor by which the moment grows or shrinks in a step, in the long run."""
+        return math.exp(self.log)
+
+    @property
+    def error(self) -> float:
+        """The error of ``value``."""
+        return self.value * self.standard_error
+
+
+@dataclass(frozen=True)
+class TailIndex:
+    """The tail index of a stationary law.  A number wherever one is expected.
+
+    Attributes
+    ----------
+    value : float
+        alpha: moments of lower order exist, of this and higher order do not.  Infinite where all exist.
+    error : float
+        Of ``value``: a standard error for particles, numerical otherwise.
+    method : str
+        How growth rates were found; see the module's table.
+    status : str
+        What kind of answer it is, in words.
+    """
+
+    value: float
+    error: float
+    method: str
+    status: str
+
+    def __float__(self) -> float:
+        return self.value
+
+
+def moment_growth(
+    optimizer: Optimizer,
+    noise: GradientNoise,
+    order: float,
+    *,
+    method: Method = "auto",
+    particles: int = 1000,
+    steps: int = 500,
+    repetitions: int = 8,
+    rng: np.random.Generator | int | None = 0,
+) -> MomentGrowth:
+    r"""The growth k(s) of the moments of order s of an optimizer's random products.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Every hyper-parameter bound.
+    noise : GradientNoise
+        Its batches are the random factors; what was added to it plays no part.
+    order : float
+        s, positive and at most 64.
+    method : {"auto", "exact", "particles"}
+        "exact" refuses to estimate, "particles" does nothing else; "auto" estimates where nothing else is known.
+    particles, steps, repetitions : int
+        Size, length and number of the populations of the estimate.
+    rng : numpy.random.Generator or int, default 0
+        For the estimate.
+
+    Returns
+    -------
+    MomentGrowth
+
+    Raises
+    ------
+    InvalidProblemError
+        If an argument is not what it should be, or ``method="exact"`` where nothing exact is known.
+    NonStationaryError
+        If exact fourth moments do not converge, or all directions are flat.
+
+    Notes
+    -----
+    Particles find the rate of the fastest way to grow only once some have found that way.  Near k = 1 this takes as
+    long as the slowest direction takes to forget, some :math:`1/(lr\,h_{\min})` steps: let ``steps`` be several times
+    that.  Along the slowest direction the noise of a step's growth is as small as the growth itself, so that it does
+    not hide the sign.  A population that still drifts has its drift counted into the standard error.
+
+    The verdict also uses that :math:`\log k` is convex and 0 at s = 0: without a second moment there is no higher one.
+
+    References
+    ----------
+    kesten1973, vanneste2010
+
+    Examples
+    --------
+    One standard Gaussian input a step at lr = 2/3: on the edge of mean-square stability.
+
+    >>> from sgdcov.numerics import GaussianMinibatchNoise
+    >>> from sgdcov.theory import sgd
+    >>> noise = GaussianMinibatchNoise([[1.0]], label_noise=1.0, batch_size=1)
+    >>> abs(moment_growth(sgd(lr=2/3), noise, order=2).log) < 1e-12
+    True
+    >>> moment_growth(sgd(lr=0.5), noise, order=4).verdict
+    'does not exist'
+    """
+    s = _checked_order(order)
+    if method not in get_args(Method):
+        raise InvalidProblemError(
+            f"unknown method {method!r}; the methods are {', '.join(map(repr, get_args(Method)))}"
+        )
+    growth = _Growth(
+        _products(optimizer, noise), method, particles=particles, steps=steps, repetitions=repetitions, rng=rng
+    )
+    log, error, how = growth.at(s)
+    verdict, why = growth.verdict(s, log, error, how)
+    return MomentGrowth(s, log, error, how, verdict, why)
+
+
+def tail_index(
+    optimizer: Optimizer,
+    noise: GradientNoise,
+    *,
+    method: Method = "auto",
+    particles: int = 1000,
+    steps: int = 500,
+    repetitions: int = 8,
+    rng: np.random.Generator | int | None = 0,
+) -> TailIndex:
+    r"""The tail index of the stationary law: the order :math:`\alpha` with :math:`k(\alpha) = 1`.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Every hyper-parameter bound.
+    noise : GradientNoise
+    method : {"auto", "exact", "particles"}
+        As for `moment_growth`.
+    particles, steps, repetitions : int
+        Size, length and number of the populations, where k(s) is estimated; it is at some ten orders.
+    rng : numpy.random.Generator or int, default 0
+
+    Returns
+    -------
+    TailIndex
+        Infinite where no batch stretches anything, as when lr times the largest curvature of a batch is below 2: the
+        iterates then stay in a bounded set.
+
+    Raises
+    ------
+    NonStationaryError
+        If the products do not shrink at all, so that there is no stationary law.
+    InvalidProblemError
+        If an argument is not what it should be, or ``method="exact"`` where nothing exact is known.
+
+    Notes
+    -----
+    For a law to have the tail it must not be degenerate, and Kesten's theorem has conditions of its own (in one
+    dimension: that the logarithms of the factors do not lie on a lattice).  The moments need none of them: those below
+    the index exist, those above do not.
+
+    References
+    ----------
+    kesten1973, goldie1991, hodgkinson2021, gurbuzbalaban2021
+
+    Examples
+    --------
+    >>> from sgdcov.numerics import GaussianMinibatchNoise, LeastSquares, MinibatchNoise
+    >>> from sgdcov.theory import sgd
+    >>> noise = GaussianMinibatchNoise([[1.0]], label_noise=1.0, batch_size=1)
+    >>> round(float(tail_index(sgd(lr=2/3), noise)), 10)
+    2.0
+    >>> data = MinibatchNoise(LeastSquares([[1.0], [2.0]], [0.0, 1.0]), batch_size=1)
+    >>> tail_index(sgd(lr=0.4), data).value
+    inf
+    """
+    if method not in get_args(Method):
+        raise InvalidProblemError(
+            f"unknown method {method!r}; the methods are {', '.join(map(repr, get_args(Method)))}"
+        )
+    growth = _Growth(
+        _products(optimizer, noise), method, particles=particles, steps=steps, repetitions=repetitions, rng=rng
+    )
+    if growth.bounded:
+        return TailIndex(math.inf, 0.0, "bounded", "no batch stretches anything: the iterates stay in a bounded set")
+    return growth.index()
+
+
+def _products(optimizer: Optimizer, noise: GradientNoise) -> Products:
+    optimizer = recursion(optimizer).optimizer
+    optimizer.require_bound()
+    if not isinstance(noise, GradientNoise):
+        raise InvalidProblemError(
+            "noise must be a GradientNoise such as MinibatchNoise(problem, batch_size); additive noise multiplies "
+            "nothing, and its law has the tails of the noise"
+        )
+    products = Products(optimizer, noise)
+    if not products.directions:
+        raise NonStationaryError("all directions are flat: nothing ever moves back to an optimum")
+    return products
+
+
+def _checked_order(order: float) -> float:
+    number = np.asarray(order)
+    if number.ndim != 0 or number.dtype.kind not in "fiu" or not 0.0 < number <= LARGEST_ORDER:
+        raise InvalidProblemError(f"order must be positive and at most {LARGEST_ORDER:g}, got {order!r}")
+    return float(number)
+
+
+class _Growth:
+    """log k(s) of one problem at any order, by the best method there is."""
+
+    def __init__(
+        self,
+        products: Products,
+        method: Method,
+        *,
+        particles: int,
+        steps: int,
+        repetitions: int,
+        rng: np.random.Generator | int | None,
+    ) -> None:
+        if method not in get_args(Method):
+            known = ", ".join(map(repr, get_args(Method)))
+            raise InvalidProblemError(f"unknown method {method!r}; the methods are {known}")
+        for name, count, least in (("particles", particles, 8), ("steps", steps, 8), ("repetitions", repetitions, 2)):
+            if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < least:
+                raise InvalidProblemError(f"{name} must be an integer of at least {least}, got {count!r}")
+        self.products, self.method = products, method
+        self.particles, self.steps, self.repetitions = int(particles), int(steps), int(repetitions)
+        # One seed for every order, so that growth at different orders sees the same batches.
+        self.seed = int(np.random.default_rng(rng).integers(2**32))
+        self.scalar = None if method == "particles" else scalar_growth(products)
+        self.planar = None if method == "particles" or self.scalar is not None else planar(products)
+
+    @cached_property
+    def bounded(self) -> bool:
+        """Whether it is certain that no batch stretches anything, and some shrink everything in the end."""
+        if self.scalar is not None:
+            return bool(self.scalar.factors[self.scalar.chances > 0.0].max() <= 1.0) and self.scalar.lyapunov < 0.0
+        products = self.products
+        if products.slots != 1 or len(products.layers) != 2:
+            return False
+        rest, slope = 1.0 + float(products.layers[0][0, 0]), float(products.layers[1][0, 0])
+        stretched = max(abs(rest), abs(rest + slope * products.largest_curvature))
+        return stretched <= 1.0 and self.mean_square is not None and self.mean_square < 1.0
+
+    @cached_property
+    def mean_square(self) -> float | None:
+        """k(2), where it is known exactly."""
+        try:
+            radius = mean_square_stability(self.products.optimizer, self.products.noise).spectral_radius
+        except InvalidRuleError:
+            return None
+        return radius if radius > 0.0 else None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the growth at every order is known without particles."""
+        return self.scalar is not None or self.planar is not None
+
+    def at(self, order: float) -> tuple[float, float, str]:
+        """The logarithm of k, its error and the method."""
+        if self.scalar is not None:
+            how = "batches" if self.scalar.coarse is None else "quadrature"
+            return self.scalar.log_moment(order), self.scalar.error(order), how
+        if self.method != "particles":
+            eps = float(np.finfo(np.float64).eps)
+            if order == 2.0 and self.mean_square is not None:
+                return math.log(self.mean_square), 64 * eps * self.products.size, "mean square"
+            if order == 4.0:
+                found = fourth_growth(self.products)
+                if found is not None:
+                    return found, 1e3 * eps * self.products.size, "fourth moments"
+            if self.planar is not None:
+                fine, coarse = (circle_growth(self.planar, order, n) for n in (_DIRECTIONS, _DIRECTIONS // 2))
+                return fine, abs(fine - coarse) + 64 * eps, "directions"
+        if self.method == "exact":
+            raise InvalidProblemError(
+                f"k({order:g}) is not known exactly for {self.products.optimizer!r} with {self.products.noise!r}; "
+                f"method='auto' estimates it"
+            )
+        estimate = particle_growth(
+            self.products, order, np.random.default_rng(self.seed), particles=self.particles, steps=self.steps,
+            repetitions=self.repetitions,
+        )  # fmt: skip
+        return estimate.rate, estimate.standard_error, "particles"
+
+    def verdict(self, order: float, log: float, error: float, how: str) -> tuple[Verdict, str]:
+        """Whether the moment exists, and why one can say so."""
+        if self.bounded:
+            return "exists", "no batch stretches anything: every moment exists"
+        known = self.mean_square if how == "particles" else None
+        if known is not None and known >= 1.0 and order >= 2.0:
+            return "does not exist", f"there is no second moment: k(2) = {known:.6g}"
+        if known is not None and known < 1.0 and order <= 2.0:
+            return "exists", f"the second moment exists: k(2) = {known:.6g}"
+        off = CLEAR if how == "particles" else 1.0
+        if log < -off * error:
+            return "exists", f"k({order:g}) is below 1"
+        # On the edge itself the moment grows with the number of steps.
+        if log > off * error or how in ("batches", "mean square"):
+            return "does not exist", f"k({order:g}) is at least 1"
+        return "undecided", f"log k({order:g}) = {log:.3g} is within {off:g} errors ({error:.2g}) of 0"
+
+    def index(self) -> TailIndex:
+        """The root of log k(s)/s, which increases."""
+        known: dict[float, tuple[float, float, str]] = {}
+
+        def slope(order: float) -> float:
+            if order not in known:
+                known[order] = self.at(order)
+            return known[order][0] / order
+
+        high = 2.0
+        while slope(high) <= 0.0 and high < LARGEST_ORDER:
+            high *= 2.0
+        if slope(high) <= 0.0:
+            return TailIndex(
+                math.inf, 0.0, known[high][2],
+                f"no root up to order {LARGEST_ORDER:g}: the index is larger, if it is finite",
+            )  # fmt: skip
+        low = high / 2.0 if high > 2.0 else 1.0
+        while slope(low) > 0.0:
+            if low < _SMALLEST_ORDER:
+                raise NonStationaryError(
+                    f"{self.products.optimizer!r} has no stationary law with this noise: even moments of order "
+                    f"{low:.2g} of its products grow, by {known[low][0]:.3g} in a step on the logarithmic scale"
+                )
+            low, high = low / 2.0, low
+        width = 1e-13 if self.exact else 1e-2
+        root = float(scipy.optimize.brentq(slope, low, high, xtol=width * high, rtol=max(0.1 * width, 4e-16)))
+        _, error, how = known[min(known, key=lambda order: abs(order - root))]
+        step = (1e-3 if self.exact else 0.1) * root
+        above = min(root + step, LARGEST_ORDER)
+        rise = (self.at(above)[0] - self.at(root - step)[0]) / (above - root + step)
+        off = error / rise if rise > 0.0 else math.inf
+        return TailIndex(
+            root, math.hypot(off, width * root), how, f"k is 1 there, and log k rises by {rise:.3g} an order"
+        )
