@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import numerics
 from ..errors import InvalidProblemError
-from ..numerics import StationaryCovariance, TransientCovariance
+from ..numerics import EpochCovariance, StationaryCovariance, TransientCovariance
 from ..theory import Optimizer
 from ._draws import range_factor
 from ._fourth_moment import FourthMoment, fourth_moment
@@ -27,7 +27,8 @@ from .stationary import LARGEST_AUTOMATIC_BURN_IN, TRANSIENT_FRACTION
 __all__ = ["Begun", "Start", "begin", "burn_in_steps"]
 
 Array = NDArray[np.float64]
-Start: TypeAlias = "Optimizer | StationaryCovariance | TransientCovariance | ArrayLike | None"
+Start: TypeAlias = "Optimizer | Law | ArrayLike | None"
+Law: TypeAlias = StationaryCovariance | TransientCovariance | EpochCovariance
 
 #: A negative eigenvalue of a start, relative to the largest, that counts as rounding.
 ROUNDING = 1e-12
@@ -49,7 +50,7 @@ def begin(setup: Setup, start: Start, mean: ArrayLike | None, *, progress: bool)
     if isinstance(start, Optimizer):
         _refuse_mean(mean, "an optimizer")
         return _burnt_in(setup, start, progress=progress)
-    if isinstance(start, StationaryCovariance | TransientCovariance):
+    if isinstance(start, StationaryCovariance | TransientCovariance | EpochCovariance):
         return _drawn_from(setup, start, mean)
     given = None if start is None else np.asarray(start)
     if given is None or given.ndim == 1:
@@ -98,7 +99,7 @@ def _burnt_in(setup: Setup, optimizer: Optimizer, *, progress: bool) -> Begun:
     return Begun([run.read(slot) for slot in slots], f"{burn_in} steps of {optimizer!r}", burn_in, transient, fourth)
 
 
-def _drawn_from(setup: Setup, law: StationaryCovariance | TransientCovariance, mean: ArrayLike | None) -> Begun:
+def _drawn_from(setup: Setup, law: Law, mean: ArrayLike | None) -> Begun:
     slots, d = setup.optimizer.rule.slots, setup.quadratic.dim
     if law.slots != slots:
         raise InvalidProblemError(
@@ -107,7 +108,9 @@ def _drawn_from(setup: Setup, law: StationaryCovariance | TransientCovariance, m
         )
     if law.value.shape != (d, d):
         raise InvalidProblemError(f"start is a law of {len(law.value)} parameters, but the problem has {d}.")
-    kind = "stationary law" if isinstance(law, StationaryCovariance) else f"law after {law.steps} steps"
+    kind = f"law after {law.steps} steps" if isinstance(law, TransientCovariance) else "stationary law"
+    if isinstance(law, EpochCovariance):
+        kind = "law of shuffled epochs"
     text = f"all slots drawn, Gaussian, from the {kind} of {law.optimizer!r}"
     return Begun(_drawn(setup, _state_at(setup, mean), law.joint()), text)
 

@@ -452,6 +452,16 @@ def test_what_is_wrong_is_named():
             refused(sgd(lr=0.1), Schedule([Phase(3, lr=0.1)]), hessian, noise)
 
 
+def test_a_law_of_epochs_is_a_start_with_every_slot():
+    """Then go on with independent batches: what is left of the start is A Z A'."""
+    hessian, c = problem(5)
+    optimizer = heavy_ball(lr=0.1, momentum=0.7)
+    law = stationary_covariance(optimizer, hessian, EpochNoise(c, 4), position=1)
+    step = OneStep.of(optimizer, Quadratic(hessian, c, np.zeros(3)))
+    later = transient_covariance(optimizer, hessian, c, 1, start=law)
+    assert close(later.propagated, (step.transition @ law.joint() @ step.transition.T)[:3, :3])
+
+
 def test_a_correlation_in_floating_point_counts_as_the_exact_one():
     assert EpochNoise([[1.0]], 50, -1 / 49).sums_to_zero
     assert not EpochNoise([[1.0]], 50, -1 / 50).sums_to_zero
