@@ -11,6 +11,9 @@
 `compare`                  an estimate against a predicted covariance -> `Agreement`
 `torch_optimizer`          the real ``torch.optim`` object behind a rule; `from_torch` the reverse
 `schedule_from_torch`      the schedule that a real ``torch.optim.lr_scheduler`` follows
+`LinearizedNetwork`        a network linear in its weights, measured in all of them -> `LinearizedEstimate`
+`fgsm`, `pgd`              worst-case inputs within a ball and a domain
+`mlp`, `cnn`, `digits`     small networks, and data for them
 `adaptive_covariance`      of the real ``torch.optim.Adam`` or ``RMSprop``, whose second moments fluctuate
 ========================== ===========================================================================
 """
@@ -18,8 +21,11 @@
 from .. import __version__ as __version__
 from .adaptive import adaptive_covariance
 from .agreement import Agreement, compare
+from .attacks import fgsm, pgd
 from .averages import AutocovarianceEstimate, AverageEstimate, autocovariance, average_covariance
 from .epochs import EpochEstimate, epoch_average_covariance, epoch_covariance
+from .linearized import LinearizedEstimate, LinearizedNetwork
+from .networks import cnn, digits, mlp
 from .schedules import schedule_from_torch
 from .stationary import Estimate, stationary_covariance
 from .torch_optimizers import from_torch, torch_optimizer
@@ -32,15 +38,22 @@ __all__ = [
     "AverageEstimate",
     "EpochEstimate",
     "Estimate",
+    "LinearizedEstimate",
+    "LinearizedNetwork",
     "Trajectory",
     "TransientEstimate",
     "adaptive_covariance",
     "autocovariance",
     "average_covariance",
+    "cnn",
     "compare",
+    "digits",
     "epoch_average_covariance",
     "epoch_covariance",
+    "fgsm",
     "from_torch",
+    "mlp",
+    "pgd",
     "schedule_from_torch",
     "stationary_covariance",
     "torch_optimizer",

@@ -1,0 +1,306 @@
+r"""Worst-case inputs within a ball and a domain: the fast gradient step, and projected gradient ascent.
+
+Both look for the inputs z that maximise the loss of each example over
+
+.. math:: |z - x|_p \le \varepsilon , \qquad \text{low} \le z \le \text{high} , \qquad p \in \{2, \infty\} .
+
+The projection on that set is exact. For p = 2 it is :math:`x + \operatorname{clip}(t\delta)` with the one t at which
+the norm is :math:`\varepsilon`, found among sorted breakpoints; so is the maximum of a linear function, which `fgsm`
+takes: on a linear model it is the exact worst case.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ..errors import InvalidProblemError
+from ._functional import Loss, OutputLoss, per_example_loss, refuse_random_modules
+
+__all__ = ["fgsm", "pgd"]
+
+Domain = tuple[float | torch.Tensor, float | torch.Tensor] | None
+Model = torch.nn.Module | OutputLoss  # anything that maps inputs to outputs
+
+
+def fgsm(
+    model: Model,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    radius: float,
+    *,
+    loss: Loss = "cross_entropy",
+    norm: float = np.inf,
+    domain: Domain = None,
+) -> torch.Tensor:
+    """Attack inputs by one gradient: the exact maximum of the linearised loss over the ball and the domain.
+
+    Parameters
+    ----------
+    model : torch.nn.Module or callable
+        From inputs to outputs, one row for each.
+    x : torch.Tensor, shape (n, ...)
+    y : torch.Tensor, shape (n, ...)
+        What ``loss`` compares outputs with.
+    radius : float
+        At least 0.
+    loss : {"cross_entropy", "squared", "logistic"} or callable
+        A callable maps (outputs, y) to one loss per example.
+    norm : {2, numpy.inf}
+        Of the perturbation of one example.
+    domain : (low, high), optional
+        Bounds of the inputs, numbers or tensors that broadcast to ``x``.
+
+    Returns
+    -------
+    torch.Tensor, like x
+        For ``norm=inf`` and no domain, Goodfellow's ``x + radius*sign(gradient)``.
+
+    Raises
+    ------
+    InvalidProblemError
+        If an argument does not fit, inputs are outside of the domain, or the loss has no finite gradient.
+
+    References
+    ----------
+    goodfellow2015
+
+    Examples
+    --------
+    The second input cannot go up further than 1:
+
+    >>> w = torch.tensor([[1.0], [-2.0], [0.5]], dtype=torch.float64)
+    >>> x = torch.tensor([[0.5, 0.95, 0.5], [0.95, 0.5, 0.5]], dtype=torch.float64)
+    >>> fgsm(lambda z: z @ w, x, torch.tensor([-9.0, -9.0]), 0.1, loss="squared", domain=(0, 1))
+    tensor([[0.6000, 0.8500, 0.6000],
+            [1.0000, 0.4000, 0.6000]], dtype=torch.float64)
+    """
+    region = _Region.of(x, radius, norm, domain)
+    objective = _Objective(model, y, loss)
+    _, gradient = objective(x.detach())
+    return region.inside(region.steepest(gradient))
+
+
+def pgd(
+    model: Model,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    radius: float,
+    *,
+    loss: Loss = "cross_entropy",
+    norm: float = np.inf,
+    steps: int = 20,
+    step_size: float | None = None,
+    restarts: int = 1,
+    random_start: bool = False,
+    domain: Domain = None,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Attack inputs by projected gradient ascent, and keep the worst that was met.
+
+    A step is ``step_size`` times the sign of the gradient (``norm=inf``) or its direction (``norm=2``), then the exact
+    projection on the ball and the domain.
+
+    Parameters
+    ----------
+    model : torch.nn.Module or callable
+        From inputs to outputs, one row for each.
+    x : torch.Tensor, shape (n, ...)
+    y : torch.Tensor, shape (n, ...)
+        What ``loss`` compares outputs with.
+    radius : float
+        At least 0.
+    loss : {"cross_entropy", "squared", "logistic"} or callable
+        A callable maps (outputs, y) to one loss per example.
+    norm : {2, numpy.inf}
+        Of the perturbation of one example.
+    steps : int
+        At least 1.
+    step_size : float, optional
+        ``2.5 * radius / steps`` by default, so that the boundary is within reach.
+    restarts : int
+        Ascents from different points; all but the first start at random ones.
+    random_start : bool
+        Whether the first starts at a random point of the ball too, and not at ``x``.
+    domain : (low, high), optional
+        Bounds of the inputs, numbers or tensors that broadcast to ``x``.
+    generator : torch.Generator, optional
+        For random starts; on the device of ``x``.
+
+    Returns
+    -------
+    torch.Tensor, like x
+        For each example the point of largest loss among all iterates, ``x`` itself and what `fgsm` finds.
+
+    Raises
+    ------
+    InvalidProblemError
+        If an argument does not fit, inputs are outside of the domain, or the loss has no finite gradient.
+
+    References
+    ----------
+    madry2018
+
+    Examples
+    --------
+    On a linear model the worst case is ``radius`` times the dual norm of the weights:
+
+    >>> w = torch.tensor([[3.0], [-4.0]], dtype=torch.float64)
+    >>> x, y = torch.zeros(1, 2, dtype=torch.float64), torch.ones(1)
+    >>> worst = pgd(lambda z: z @ w, x, y, 0.1, loss="squared", norm=2)
+    >>> round(float(y - worst @ w), 12)  # 1 + 0.1 * 5
+    1.5
+    """
+    for name, count in (("steps", steps), ("restarts", restarts)):
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+            raise InvalidProblemError(f"{name} must be an integer of at least 1, got {count!r}.")
+    region = _Region.of(x, radius, norm, domain)
+    size = 2.5 * region.radius / steps if step_size is None else float(step_size)
+    if not (np.isfinite(size) and (size > 0.0 or region.radius == 0.0)):
+        raise InvalidProblemError(f"step_size must be a positive number, got {step_size!r}.")
+    if (random_start or restarts > 1) and generator is None:
+        raise InvalidProblemError("random starts need generator=torch.Generator(), seeded; nothing global is drawn on.")
+    objective = _Objective(model, y, loss)
+    worst, (highest, slope) = region.x.clone(), objective(region.x)
+
+    def keep(z: torch.Tensor, value: torch.Tensor) -> None:
+        nonlocal worst, highest
+        better = value > highest
+        highest = torch.where(better, value, highest)
+        worst = torch.where(better.view(-1, *[1] * (x.dim() - 1)), z, worst)
+
+    at_once = region.inside(region.steepest(slope))
+    keep(at_once, objective.value(at_once))
+    for restart in range(restarts):
+        delta = torch.zeros_like(region.x)
+        if generator is not None and (random_start or restart):
+            delta = region.project(region.random(generator))
+        for _ in range(steps):
+            z = region.inside(delta)
+            value, gradient = objective(z)
+            keep(z, value)
+            delta = region.project(delta + size * region.direction(gradient))
+        z = region.inside(delta)
+        keep(z, objective.value(z))
+    return worst
+
+
+class _Objective:
+    """The loss of every example and its gradient by the inputs."""
+
+    def __init__(self, model: Model, y: torch.Tensor, loss: Loss) -> None:
+        refuse_random_modules(model)
+        self.model, self.y, self.loss = model, y, per_example_loss(loss)
+
+    def _losses(self, z: torch.Tensor) -> torch.Tensor:
+        losses = self.loss(self.model(z), self.y)
+        if losses.shape != (len(z),):
+            raise InvalidProblemError(
+                f"the loss must be one number per example, shape ({len(z)},), got {tuple(losses.shape)}."
+            )
+        bad = ~torch.isfinite(losses.detach())
+        if bool(bad.any()):
+            raise InvalidProblemError(f"the loss is not finite for {int(bad.sum())} of {len(z)} inputs.")
+        return losses
+
+    def value(self, z: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return self._losses(z)
+
+    def __call__(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.enable_grad():
+            moving = z.detach().requires_grad_()
+            losses = self._losses(moving)
+            if not losses.requires_grad:
+                raise InvalidProblemError(
+                    "the loss is not differentiable by the inputs (no gradient reaches them): attack a differentiable "
+                    "surrogate, such as cross-entropy in place of the number of errors."
+                )
+            (gradient,) = torch.autograd.grad(losses.sum(), moving)
+        bad = (~torch.isfinite(gradient)).flatten(1).any(dim=1)
+        if bool(bad.any()):
+            raise InvalidProblemError(
+                f"the gradient of the loss is not finite for {int(bad.sum())} of {len(z)} inputs."
+            )
+        return losses.detach(), gradient
+
+
+class _Region:
+    """The ball about every example, cut by the domain; perturbations have the shape of x."""
+
+    def __init__(self, x: torch.Tensor, radius: float, norm: float, low: torch.Tensor, high: torch.Tensor) -> None:
+        self.x, self.radius, self.norm, self.low, self.high = x, radius, norm, low, high
+
+    @classmethod
+    def of(cls, x: torch.Tensor, radius: float, norm: float, domain: Domain) -> _Region:
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dim() < 2:
+            raise InvalidProblemError("x must be a floating-point tensor of shape (n, ...), one example a row.")
+        if isinstance(radius, bool) or not np.isfinite(radius) or radius < 0:
+            raise InvalidProblemError(f"radius must be a finite number, at least 0, got {radius!r}.")
+        if norm not in (2, np.inf):
+            raise InvalidProblemError(f"norm must be 2 or numpy.inf, got {norm!r}.")
+        low, high = (-np.inf, np.inf) if domain is None else domain
+        bounds = [torch.as_tensor(b, dtype=x.dtype, device=x.device).expand_as(x) for b in (low, high)]
+        outside = ((x < bounds[0]) | (x > bounds[1]) | ~torch.isfinite(x)).flatten(1).any(dim=1)
+        if bool(outside.any()):
+            raise InvalidProblemError(
+                f"{int(outside.sum())} of {len(x)} inputs are outside of the domain (or not finite): the inputs span "
+                f"[{float(x.min()):.6g}, {float(x.max()):.6g}]; an attack starts inside."
+            )
+        return cls(x.detach(), float(radius), float(norm), bounds[0], bounds[1])
+
+    def inside(self, delta: torch.Tensor) -> torch.Tensor:
+        """The perturbed inputs, in the domain to the last bit."""
+        return torch.minimum(torch.maximum(self.x + delta, self.low), self.high)
+
+    def direction(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The steepest unit step; none where the gradient is 0."""
+        if self.norm == np.inf:
+            return torch.sign(gradient)
+        length = gradient.flatten(1).norm(dim=1).view(-1, *[1] * (gradient.dim() - 1))
+        return torch.where(length > 0, gradient / length, torch.zeros_like(gradient))
+
+    def random(self, generator: torch.Generator) -> torch.Tensor:
+        """Uniform perturbations of the ball."""
+        x = self.x
+        if self.norm == np.inf:
+            uniform = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+            return self.radius * (2.0 * uniform - 1.0)
+        normal = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        uniform = torch.rand(len(x), generator=generator, dtype=x.dtype, device=x.device)
+        share = uniform ** (1.0 / x[0].numel())
+        return self.radius * share.view(-1, *[1] * (x.dim() - 1)) * self.direction(normal)
+
+    def project(self, delta: torch.Tensor) -> torch.Tensor:
+        """The nearest perturbation in the ball and the domain."""
+        boxed = torch.minimum(torch.maximum(delta, self.low - self.x), self.high - self.x)
+        if self.norm == np.inf:
+            return boxed.clamp(-self.radius, self.radius)
+        too_long = boxed.flatten(1).norm(dim=1) > self.radius
+        filled = self._filled(delta)
+        return torch.where(too_long.view(-1, *[1] * (delta.dim() - 1)), filled, boxed)
+
+    def steepest(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The perturbation with the largest product with a gradient."""
+        if self.norm == np.inf:
+            return self.project(self.radius * torch.sign(gradient))
+        return self._filled(gradient)
+
+    def _filled(self, delta: torch.Tensor) -> torch.Tensor:
+        """``clip(t delta)`` to the domain with the t at which it is as long as the radius, or as it can be."""
+        d = delta.flatten(1)
+        room = torch.where(d > 0, self.high.flatten(1) - self.x.flatten(1), self.x.flatten(1) - self.low.flatten(1))
+        length = d.abs()
+        breakpoint_ = torch.where(length > 0, room / length, torch.full_like(d, np.inf))
+        order = breakpoint_.argsort(dim=1)
+        sorted_break, sorted_room, sorted_length = (a.gather(1, order) for a in (breakpoint_, room, length))
+        # With the first k at their bounds: their squares, and those of the rest per unit of t squared.
+        zero = torch.zeros_like(d[:, :1])
+        full = torch.cat([zero, torch.where(sorted_break < np.inf, sorted_room.square(), 0.0).cumsum(1)], dim=1)
+        rest = torch.cat([sorted_length.square().flip(1).cumsum(1).flip(1), zero], dim=1)
+        at_break = full[:, 1:] + torch.where(rest[:, 1:] > 0, sorted_break.square() * rest[:, 1:], zero)
+        k = ((at_break <= self.radius**2) & (sorted_break < np.inf)).sum(dim=1, keepdim=True)
+        left = (self.radius**2 - full.gather(1, k)).clamp(min=0.0)
+        t = (left / rest.gather(1, k)).sqrt()
+        moved = torch.where(length > 0, torch.minimum(t * length, room), zero)
+        return (torch.sign(d) * moved).view(delta.shape)

@@ -1,0 +1,193 @@
+"""Small networks, and the digits to run them on: architecture from arguments, in double precision, from a seed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import InvalidProblemError
+
+__all__ = ["cnn", "digits", "mlp"]
+
+#: Smooth and not: the local quadratic of a loss wants a smooth one.
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "softplus": nn.Softplus, "gelu": nn.GELU}
+Activation = Literal["tanh", "relu", "softplus", "gelu"]
+
+
+def mlp(
+    widths: Sequence[int] = (64, 16, 1), *, activation: Activation = "tanh", rng: np.random.Generator | int | None = 0
+) -> nn.Sequential:
+    """A fully connected network in double precision.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Inputs, hidden units of every layer, outputs.
+    activation : {"tanh", "relu", "softplus", "gelu"}
+        After every layer but the last.
+    rng : numpy.random.Generator or int, optional
+        Of the weights, which are normal with variance ``1/inputs`` of their layer; biases are 0.
+
+    Returns
+    -------
+    torch.nn.Sequential
+        From (n, inputs), or anything that flattens to it, to (n, outputs).
+
+    Raises
+    ------
+    InvalidProblemError
+        If an argument does not fit.
+
+    Examples
+    --------
+    >>> model = mlp((64, 14, 10))
+    >>> sum(p.numel() for p in model.parameters())  # 64*14 + 14 + 14*10 + 10
+    1060
+    """
+    sizes = [_size("widths", width) for width in widths]
+    if len(sizes) < 2:
+        raise InvalidProblemError(f"widths must name inputs and outputs at least, got {tuple(widths)}.")
+    generator = np.random.default_rng(rng)
+    layers: list[nn.Module] = [nn.Flatten()]
+    for fan_in, fan_out in itertools.pairwise(sizes):
+        layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out, dtype=torch.float64)
+        layers += [_initialised(layer, fan_in, generator), _activation(activation)]
+    return nn.Sequential(*layers[:-1])
+
+
+def cnn(
+    channels: Sequence[int] = (1, 6, 10),
+    outputs: int = 1,
+    *,
+    image: tuple[int, int] = (8, 8),
+    kernel: int = 3,
+    stride: int = 2,
+    activation: Activation = "tanh",
+    rng: np.random.Generator | int | None = 0,
+) -> nn.Sequential:
+    """A convolutional network in double precision, with one linear layer on top.
+
+    Parameters
+    ----------
+    channels : sequence of int
+        Of the image, and after every convolution.
+    outputs : int
+    image : (height, width)
+    kernel, stride : int
+        Of every convolution; the padding is ``kernel // 2``.
+    activation : {"tanh", "relu", "softplus", "gelu"}
+        After every convolution.
+    rng : numpy.random.Generator or int, optional
+        Of the weights, which are normal with variance ``1/inputs`` of their layer; biases are 0.
+
+    Returns
+    -------
+    torch.nn.Sequential
+        From (n, channels, height, width) to (n, outputs).
+
+    Raises
+    ------
+    InvalidProblemError
+        If an argument does not fit.
+
+    Examples
+    --------
+    >>> cnn((1, 4), outputs=10)(torch.zeros(3, 1, 8, 8, dtype=torch.float64)).shape
+    torch.Size([3, 10])
+    """
+    sizes = [_size("channels", channel) for channel in channels]
+    kernel, stride, outputs = _size("kernel", kernel), _size("stride", stride), _size("outputs", outputs)
+    if len(sizes) < 2:
+        raise InvalidProblemError(f"channels must name those of the image and one more, got {tuple(channels)}.")
+    generator = np.random.default_rng(rng)
+    layers: list[nn.Module] = []
+    height, width = (_size("image", side) for side in image)
+    for fan_in, fan_out in itertools.pairwise(sizes):
+        layer = nn.utils.skip_init(
+            nn.Conv2d, fan_in, fan_out, kernel, stride=stride, padding=kernel // 2, dtype=torch.float64
+        )
+        layers += [_initialised(layer, fan_in * kernel**2, generator), _activation(activation)]
+        height, width = ((side + 2 * (kernel // 2) - kernel) // stride + 1 for side in (height, width))
+        if min(height, width) < 1:
+            raise InvalidProblemError(f"nothing is left of an image of {image} after {len(sizes) - 1} convolutions.")
+    flat = sizes[-1] * height * width
+    head = nn.utils.skip_init(nn.Linear, flat, outputs, dtype=torch.float64)
+    return nn.Sequential(*layers, nn.Flatten(), _initialised(head, flat, generator))
+
+
+def digits(
+    examples: int = 100,
+    *,
+    classes: Sequence[int] | None = None,
+    images: bool = False,
+    rng: np.random.Generator | int | None = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Some of scikit-learn's 8 x 8 handwritten digits, pixels between 0 and 1.
+
+    Parameters
+    ----------
+    examples : int
+        Drawn without repetition.
+    classes : sequence of int, optional
+        Which digits; all ten by default.
+    images : bool
+        Whether inputs have shape (n, 1, 8, 8) and not (n, 64).
+    rng : numpy.random.Generator or int, optional
+        Which examples are drawn.
+
+    Returns
+    -------
+    x : torch.Tensor
+    y : torch.Tensor, shape (n,)
+        For two classes -1 and 1 (the second); otherwise the index of the class.
+
+    Raises
+    ------
+    InvalidProblemError
+        If there are not so many examples.
+
+    Examples
+    --------
+    >>> x, y = digits(50, classes=(3, 8))
+    >>> x.shape, y.unique()
+    (torch.Size([50, 64]), tensor([-1.,  1.], dtype=torch.float64))
+    """
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    wanted = list(range(10)) if classes is None else list(classes)
+    known = np.flatnonzero(np.isin(labels, wanted))
+    if _size("examples", examples) > len(known):
+        raise InvalidProblemError(f"there are {len(known)} digits of the classes {wanted}, got examples={examples}.")
+    drawn = np.random.default_rng(rng).permutation(known)[:examples]
+    x = torch.tensor(pixels[drawn] / 16.0, dtype=torch.float64)
+    index = torch.tensor([wanted.index(label) for label in labels[drawn]])
+    y = 2.0 * index.double() - 1.0 if len(wanted) == 2 else index
+    return (x.view(-1, 1, 8, 8) if images else x), y
+
+
+def _initialised(layer: nn.Module, fan_in: int, generator: np.random.Generator) -> nn.Module:
+    weight, bias = layer.weight, layer.bias
+    if not isinstance(weight, torch.Tensor) or not isinstance(bias, torch.Tensor):
+        raise TypeError(f"{layer} has no weight and bias")
+    with torch.no_grad():
+        weight.copy_(torch.from_numpy(generator.standard_normal(tuple(weight.shape)) / np.sqrt(fan_in)))
+        bias.zero_()
+    return layer
+
+
+def _activation(name: str) -> nn.Module:
+    if name not in ACTIVATIONS:
+        raise InvalidProblemError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {name!r}.")
+    return ACTIVATIONS[name]()
+
+
+def _size(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise InvalidProblemError(f"{name} must be an integer of at least 1, got {value!r}.")
+    return int(value)
