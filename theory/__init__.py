@@ -12,8 +12,9 @@
                                      `average_covariance`, `sandwich_limit`
 `minibatch_noise`, ...               real minibatches: `minibatch_second_moment` (the one-step equation of finite data),
                                      `finite_data_covariance`; `reshuffling_bias`, `reshuffling_covariance`
-`gaussian_minibatch_covariance`, ... minibatches of Gaussian examples: `gaussian_fourth_moment`,
-                                     `spectrally_expressible_covariance`, `additive_minibatch_limit`
+`gaussian_minibatch_covariance`, ... minibatches of Gaussian examples: `gaussian_minibatch_second_moment` (one step),
+                                     `spectrally_expressible_covariance`, `additive_minibatch_limit`,
+                                     `gaussian_fourth_moment` (Isserlis)
 `mean_square_threshold`, ...         where second moments exist: `mean_square_share`, `isotropic_threshold`;
                                      `linear_scaling_gap`, `largest_linear_scaling`
 `epoch_covariance`, ...              shuffled epochs: `epoch_noise`, `epoch_average_covariance`, `epoch_flat_limit`,
@@ -42,10 +43,11 @@ from .epochs import (
 from .formula import Formula, Proof, Step
 from .gaussian_minibatch import (
     additive_minibatch_limit,
-    gaussian_fourth_moment,
     gaussian_minibatch_covariance,
+    gaussian_minibatch_second_moment,
     spectrally_expressible_covariance,
 )
+from .gaussian_moments import gaussian_fourth_moment
 from .hyperparameters import Hyperparameter
 from .injected import (
     corrupted_fourth_moment,
@@ -117,6 +119,7 @@ __all__ = [
     "finite_data_covariance",
     "gaussian_fourth_moment",
     "gaussian_minibatch_covariance",
+    "gaussian_minibatch_second_moment",
     "heavy_ball",
     "input_noise_moments",
     "isotropic_threshold",

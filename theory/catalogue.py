@@ -13,10 +13,11 @@ from .epochs import (
 from .formula import Formula
 from .gaussian_minibatch import (
     additive_minibatch_limit,
-    gaussian_fourth_moment,
     gaussian_minibatch_covariance,
+    gaussian_minibatch_second_moment,
     spectrally_expressible_covariance,
 )
+from .gaussian_moments import gaussian_fourth_moment
 from .injected import (
     corrupted_fourth_moment,
     dropout_moments,
@@ -79,7 +80,12 @@ def catalogue() -> tuple[Formula, ...]:
 
 def _minibatches() -> tuple[Formula, ...]:
     once = [rule for rule in RULES if rule is not sam]
-    makers = (minibatch_second_moment, gaussian_minibatch_covariance, mean_square_share)
+    makers = (
+        minibatch_second_moment,
+        gaussian_minibatch_second_moment,
+        gaussian_minibatch_covariance,
+        mean_square_share,
+    )
     no_decay = (sgd, heavy_ball)
     also = (finite_data_covariance, additive_minibatch_limit, isotropic_threshold, linear_scaling_gap)
     both = (minibatch_noise, mulayoff_michaeli_covariance, mulayoff_michaeli_threshold)

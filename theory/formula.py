@@ -110,9 +110,12 @@ class Formula:
 
     @property
     def relative_error(self) -> sp.Expr:
-        """For an approximation: (approximation - exact)/exact, in closed form; 0 for an exact formula."""
+        """For an approximation: (approximation - exact)/exact, in closed form; 0 for an exact formula.
+
+        Not a number for an approximation without an exact law in closed form.
+        """
         if self.exact is None:
-            return sp.Integer(0)
+            return sp.nan if self.kind == "approximation" else sp.Integer(0)
         if self.where or self.exact.where:
             return self.explicit() / self.exact.explicit() - 1
         return present(self.expression / self.exact.expression - 1, self._sorted_by())
@@ -290,11 +293,10 @@ class Formula:
             except ZeroDivisionError:
                 undefined = True
             if bool(undefined.any() if hasattr(undefined, "any") else undefined):
-                raise HyperparameterError(
-                    f"{self.id} is undefined at {values}: two characteristic roots are equal; ask for the form with "
-                    f"roots='repeated'.",
-                    name="roots",
-                )
+                message = f"{self.id} is undefined at {values}"
+                if any(str(symbol).startswith("r") for symbol in self.where):
+                    message += ": two characteristic roots are equal; ask for the form with roots='repeated'"
+                raise HyperparameterError(f"{message}.", name="roots")
             return value
 
         return evaluate

@@ -29,21 +29,25 @@ from ..errors import InvalidRuleError
 from ._exact import present
 from .assumptions import GAUSSIAN_DATA, INDEPENDENT_BATCHES, Assumption, stable
 from .formula import Formula, Step
+from .gaussian_moments import gaussian_fourth_moment
 from .minibatch import (
     BATCH_SIZE,
     MEAN_SQUARE,
     S_II,
+    gradient_call,
     mean_displacement,
+    minibatch_second_moment,
     own_symbols,
     rule_latex,
     unit_kernels,
+    where_decay_pulls,
 )
 from .recursion import as_optimizer
 from .stability import stability
 from .stationary import C_IJ, H_I, H_J, W_STAR, stationary_covariance
 from .update_rule import Optimizer, UpdateRule
 
-__all__ = ["additive_minibatch_limit", "gaussian_fourth_moment", "gaussian_minibatch_covariance",
+__all__ = ["additive_minibatch_limit", "gaussian_minibatch_covariance", "gaussian_minibatch_second_moment",
            "spectrally_expressible_covariance"]  # fmt: skip
 
 LABEL_NOISE = sp.Symbol("label_noise", nonnegative=True)
@@ -54,74 +58,72 @@ GAUSSIAN = (sp.Integer(1), sp.Integer(-1))
 W_STAR_J = sp.Symbol("w_star_j", real=True)
 
 
-def gaussian_fourth_moment() -> Formula:
-    r"""Prove Isserlis' theorem as it is used here: :math:`\mathrm{E}[x x^\top M x x^\top] = 2AMA + \mathrm{tr}(AM)A`.
+def gaussian_minibatch_second_moment(rule: UpdateRule | Optimizer, slots: tuple[str, str] = ("w", "w")) -> Formula:
+    r"""Derive the second moments after one step on a Gaussian minibatch from those before it, at any distance.
+
+    Parameters
+    ----------
+    rule : UpdateRule or Optimizer
+        Calls its gradient once a step. With weight decay the optimum has to be the origin.
+    slots : pair of str
 
     Returns
     -------
     Formula
-        For x ~ N(0, A) and symmetric M. Proved from the fourth derivatives of the moment generating function
-        exp(t'At/2) at 0, and for the entries in an eigenbasis of A, on the diagonal and off it.
+        `minibatch_second_moment` with what Isserlis says of the examples. ``delta_ij`` is 1 for i = j, else 0; ``T`` is
+        the sum of h_j M_jj over all directions, M being the second moment of the point of the gradient. Moments are
+        about the optimum; there are no cross terms, because labels err independently of the inputs.
 
-    References
-    ----------
-    isserlis1918
+    Raises
+    ------
+    InvalidRuleError
+        If the rule calls its gradient more than once a step, or has no such slot.
 
     Examples
     --------
-    >>> gaussian_fourth_moment().prove()
-    <Proof of isserlis1918.fourth_moment: 4 claims hold exactly>
+    >>> from sgdcov.theory import sgd
+    >>> print(gaussian_minibatch_second_moment(sgd).parts["noise"])
+    lr**2*(delta_ij*h_i*(T + label_noise**2) + h_i*h_j*moment_w_w)/batch_size
     """
-    a_i, a_j = sp.symbols("a_i a_j", nonnegative=True)
-    m_ii, m_ij, trace = sp.symbols("M_ii M_ij trace_AM", real=True)
-    diagonal, mixed = sp.symbols("E_ii E_ij", real=True)
-    fourth = 3 * a_i**2  # E x_i^4, from the first identity with all indices equal
-    d = sp.Symbol("d", integer=True, positive=True)
-    cov, weight, x = sp.MatrixSymbol("A", d, d), sp.MatrixSymbol("M", d, d), sp.MatrixSymbol("x", d, 1)
-    moment = sp.Function("E")(x * x.T * weight * x * x.T)
-    return Formula(
-        id="isserlis1918.fourth_moment",
-        equation=sp.Eq(moment, 2 * cov * weight * cov + sp.Trace(cov * weight) * cov, evaluate=False),
-        symbols={},
-        assumptions=(Assumption("Gaussian", "x ~ N(0, A), and M is symmetric"),),
-        defining=(
-            sp.Eq(diagonal, m_ii * fourth + (trace - a_i * m_ii) * a_i, evaluate=False),
-            sp.Eq(mixed, 2 * m_ij * a_i * a_j, evaluate=False),
-        ),
-        solution={diagonal: 2 * a_i**2 * m_ii + trace * a_i, mixed: 2 * a_i * m_ij * a_j},
-        references=("isserlis1918",),
+    optimizer = as_optimizer(rule)
+    step = minibatch_second_moment(optimizer, slots)
+    curvature, gradient, cross, cross_t = (
+        step.symbols[r] for r in ("curvature_ij", "gradient_ij", "cross_ij", "cross_ji")
+    )
+    same, total = sp.Symbol("delta_ij", nonnegative=True), sp.Symbol("T", nonnegative=True)
+    call, names = gradient_call(optimizer), optimizer.rule.slots
+    before = sp.Matrix(len(names), len(names), lambda a, b: step.symbols[f"moment_{names[a]}_{names[b]}"])
+    seen = (call.point * before * call.point.T)[0]
+    examples = {
+        curvature: 2 * H_I * H_J * seen + same * H_I * total,
+        gradient: same * H_I * LABEL_NOISE**2,
+        cross: sp.Integer(0),
+        cross_t: sp.Integer(0),
+    }
+    drive = (call.gain * call.gain.T)[names.index(slots[0]), names.index(slots[1])]
+    noise = sp.factor(drive) * (H_I * H_J * seen + same * H_I * (LABEL_NOISE**2 + total)) / BATCH_SIZE
+    expression = step.parts["propagated"] + noise
+    own = {"delta_ij": same, "T": total, "label_noise": LABEL_NOISE}
+    dropped = ("curvature_ij", "gradient_ij", "cross_ij", "cross_ji")
+    return replace(
+        step,
+        id=step.id.replace("minibatch_second_moment", "gaussian_minibatch_second_moment").split("[")[0],
+        equation=sp.Eq(step.equation.lhs, expression, evaluate=False),
+        symbols={**{r: s for r, s in step.symbols.items() if r not in dropped}, **own,
+                 **own_symbols(optimizer, *own)},
+        assumptions=(GAUSSIAN_DATA, INDEPENDENT_BATCHES, *where_decay_pulls(optimizer)),
+        defining=tuple(e.subs(examples, simultaneous=True) for e in step.defining),
+        solution={s: v.subs(examples, simultaneous=True) for s, v in step.solution.items()},
+        references=("isserlis1918", *optimizer.rule.references),
         derivation=(
-            Step("The fourth derivatives of exp(t'At/2) at 0 are the three pairings."),
-            Step("In an eigenbasis of A, an entry off the diagonal keeps the two orders of x_i x_j."),
-            Step("An entry on the diagonal is M_ii E x_i^4 + sum over j other than i of M_jj E x_i^2 E x_j^2."),
+            *step.derivation,
+            Step("For Gaussian examples the mean of H_n M H_n is 2 H M H + tr(HM) H, and that of g_n g_n' is "
+                 "label_noise^2 H.", sp.Eq(step.equation.lhs, expression, evaluate=False)),
         ),
-        identities=(
-            ("E x_i x_j x_k x_l = A_ij A_kl + A_ik A_jl + A_il A_jk", _pairings()),
-            ("E x_i^4 = 3 a_i^2", _fourth_power() - 3 * sp.Symbol("A00") ** 2),
-        ),
+        parts={"propagated": step.parts["propagated"], "noise": noise},
+        lemmas=(step, gaussian_fourth_moment()),
+        symbol_latex={**step.symbol_latex, LABEL_NOISE: r"\sigma", same: r"\delta_{ij}"},
     )  # fmt: skip
-
-
-def _generating() -> sp.Expr:
-    """Return exp(t'At/2) for four directions up to its fourth order."""
-    t = sp.Matrix(sp.symbols("t0:4"))
-    cov = sp.Matrix(4, 4, lambda i, j: sp.Symbol(f"A{min(i, j)}{max(i, j)}"))
-    exponent = sp.expand((t.T * cov * t)[0] / 2)
-    return sp.expand(1 + exponent + exponent**2 / 2)
-
-
-def _at_zero() -> dict[sp.Symbol, int]:
-    return dict.fromkeys(sp.symbols("t0:4"), 0)
-
-
-def _pairings() -> sp.Expr:
-    derived = sp.diff(_generating(), *sp.symbols("t0:4")).subs(_at_zero())
-    a = {pair: sp.Symbol(f"A{pair}") for pair in ("01", "23", "02", "13", "03", "12")}
-    return sp.expand(derived - a["01"] * a["23"] - a["02"] * a["13"] - a["03"] * a["12"])
-
-
-def _fourth_power() -> sp.Expr:
-    return sp.diff(_generating(), sp.Symbol("t0"), 4).subs(_at_zero())
 
 
 def gaussian_minibatch_covariance(

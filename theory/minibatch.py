@@ -176,7 +176,7 @@ def minibatch_second_moment(
     Parameters
     ----------
     rule : UpdateRule or Optimizer
-        Calls its gradient once a step.
+        Calls its gradient once a step. With weight decay the optimum has to be the origin.
     slots : pair of str
         The entry that is shown; all are proved.
     replacement : bool
@@ -253,7 +253,7 @@ def minibatch_second_moment(
             **{s.name: s for s in (*before, curvature, gradient, cross, cross_t)},
             **own_symbols(optimizer, "batch_size", "num_examples"),
         },
-        assumptions=(QUADRATIC_EXAMPLES, INDEPENDENT_BATCHES, *counted.assumptions),
+        assumptions=(QUADRATIC_EXAMPLES, INDEPENDENT_BATCHES, *counted.assumptions, *where_decay_pulls(optimizer)),
         defining=defining,
         solution={**solution, noise: factor * spread},
         references=("mulayoff2024exact, stationary and for plain SGD", *optimizer.rule.references),
@@ -268,7 +268,13 @@ def minibatch_second_moment(
         parts=parts,
         identities=(("the noise is that of a batch mean of a + alpha", sp.expand(batch - factor * spread)),),
         lemmas=(counted,),
-        symbol_latex=rule_latex(optimizer),
+        symbol_latex={
+            **rule_latex(optimizer),
+            **{z: _moment_latex("Z", names, n) for n, z in enumerate(before)},
+            **{z: _moment_latex("Z^{+}", names, n) for n, z in enumerate(after)},
+            curvature: r"[\overline{H_n M H_n}]_{ij}", gradient: r"[\overline{g_n g_n^{\top}}]_{ij}",
+            cross: "X_{ij}", cross_t: "X_{ji}", noise: "c_{ij}",
+        },
     )  # fmt: skip
 
 
@@ -323,6 +329,18 @@ def mean_displacement(optimizer: Optimizer) -> sp.Expr:
     means = list(law.solution.values())
     point = gradient_call(optimizer).point
     return sp.factor(sum((q * m for q, m in zip(point, means, strict=True)), sp.Integer(0)) - W_STAR)
+
+
+def where_decay_pulls(optimizer: Optimizer) -> tuple[Assumption, ...]:
+    """Return what an equation for moments about the optimum assumes of a rule with weight decay."""
+    if mean_displacement(optimizer) == 0:
+        return ()
+    return (Assumption("optimum at the origin", "weight decay pulls towards 0, and the optimum is there"),)
+
+
+def _moment_latex(letter: str, names: tuple[str, ...], entry: int) -> str:
+    first, second = (names[n].replace("_", r"\_") for n in divmod(entry, len(names)))
+    return rf"{{{letter}}}_{{ij}}" if entry == 0 else rf"{{{letter}}}_{{ij}}^{{\mathrm{{{first},{second}}}}}"
 
 
 def _operator_equation(factor: sp.Expr) -> sp.Eq:

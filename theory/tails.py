@@ -31,6 +31,7 @@ __all__ = ["kesten_equation", "moment_growth", "moment_threshold", "tail_index_s
 
 LR = sgd["lr"].symbol
 INDEX = sp.Symbol("alpha", positive=True)
+GROWTH_LATEX = r"\mathrm{{E}}\big|(I - \eta H_B)e\big|^{{{n}}}"
 ISOTROPIC = Assumption("isotropic", "plain SGD; all d eigenvalues of the data covariance are h")
 
 
@@ -113,7 +114,7 @@ def moment_growth(order: int = 2) -> Formula:
             *_chi_squared_claims(order),
             ("d = 1: E(1 - lr h_B)^n, expanded by itself", expression.subs(DIMENSION, 1) - one),
         ),
-        symbol_latex={**LATEX, LR: r"\eta", H_I: "h"},
+        symbol_latex={**LATEX, LR: r"\eta", H_I: "h", shown: GROWTH_LATEX.format(n=order)},
     )
 
 
@@ -199,7 +200,7 @@ def kesten_equation() -> Formula:
         derivation=(Step("Kesten: the tail index makes the mean of the random factor's power 1."),),
         identities=(("x^(k+1) - (B + 2k) x^k is -2 (x^(k+1) density)'/density", sp.expand(by_parts)),),
         lemmas=(two, four),
-        symbol_latex={**LATEX, LR: r"\eta", H_I: "h", INDEX: r"\alpha"},
+        symbol_latex={**LATEX, LR: r"\eta", H_I: "h", INDEX: r"\alpha", shown: GROWTH_LATEX.format(n=r"\alpha")},
     )
 
 

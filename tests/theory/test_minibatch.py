@@ -16,6 +16,7 @@ from sgdcov.theory import (
     finite_data_covariance,
     gaussian_fourth_moment,
     gaussian_minibatch_covariance,
+    gaussian_minibatch_second_moment,
     heavy_ball,
     isotropic_threshold,
     largest_linear_scaling,
@@ -35,6 +36,7 @@ from sgdcov.theory import (
     sgdw,
     spectrally_expressible_covariance,
     stationary_covariance,
+    tail_index_statement,
     update_rule,
 )
 from sgdcov.theory._exact import is_zero
@@ -274,6 +276,28 @@ def test_gaussian_law_solves_the_dense_second_moment_equation(rule):
     assert 0 < stated < settled[0, 0]
 
 
+@pytest.mark.parametrize("rule", [*ONCE, look_ahead], ids=lambda rule: rule.name)
+def test_one_gaussian_step_is_the_dense_operator(rule):
+    optimizer, size = bound(rule), 3
+    spectrum, noise = np.diag((R(1), R(5, 2))), R(9, 4)
+    call = OneCall(optimizer)
+    apply, gain, n = second_moment_operator(call, spectrum, size)
+    root = np.array([[R((3 * k + 2 * m) % 5 - 1, k + 1) for m in range(n)] for k in range(n)], dtype=object)
+    before = root @ root.T
+    after = apply(before) + gain @ (noise * spectrum / R(size)) @ gain.T
+    point = np.kron(call.point[None, :], np.eye(2, dtype=int))
+    total = np.trace(spectrum @ point @ before @ point.T)
+    for a, b in itertools.product(range(call.slots), repeat=2):
+        formula = gaussian_minibatch_second_moment(optimizer, (rule.slots[a], rule.slots[b]))
+        for i, j in ((0, 0), (0, 1)):
+            values = {"h_i": spectrum[i, i], "h_j": spectrum[j, j], "delta_ij": int(i == j), "T": total}
+            values |= {"label_noise": R(3, 2), "batch_size": size}
+            for m, k in itertools.product(range(call.slots), repeat=2):
+                values[f"moment_{rule.slots[m]}_{rule.slots[k]}"] = before[2 * m + i, 2 * k + j]
+            found = formula.expression.subs({symbol: values[role] for role, symbol in formula.symbols.items()})
+            assert found == after[2 * a + i, 2 * b + j]
+
+
 def test_weight_decay_moves_the_mean_and_correlates_directions():
     """Oracle: mean and second moment with the constant 1 as one more slot, solved exactly."""
     spectrum, star, sigma, size = (R(1), R(5, 2)), (R(3), R(-2)), R(3, 2), 2
@@ -436,6 +460,7 @@ def test_literature_on_gaussian_minibatches():
 def test_every_formula_proves_itself(rule):
     made = [
         minibatch_second_moment(rule, replacement=False),
+        gaussian_minibatch_second_moment(rule),
         gaussian_minibatch_covariance(rule),
         mean_square_share(rule),
     ]
@@ -452,6 +477,24 @@ def test_a_wrong_law_does_not_prove_itself():
     wrong = commuting.subs(sp.Symbol("c_ij", real=True), drawn)
     with pytest.raises(ProofError):
         replace(formula, equation=sp.Eq(shown, wrong), solution={**formula.solution, shown: wrong}).prove()
+
+
+def test_the_one_step_equation_says_where_weight_decay_pulls():
+    for make in (minibatch_second_moment, gaussian_minibatch_second_moment):
+        assert "optimum at the origin" in [a.name for a in make(sgdw).assumptions]
+        assert "optimum at the origin" not in [a.name for a in make(heavy_ball).assumptions]
+
+
+def test_an_approximation_without_a_closed_exact_law_has_no_error():
+    assert tail_index_statement().relative_error is sp.nan
+    assert additive_minibatch_limit(sgd).relative_error != 0
+    assert gaussian_minibatch_covariance(sgd).relative_error == 0
+
+
+def test_at_the_threshold_itself_the_law_is_undefined():
+    law = gaussian_minibatch_covariance(sgd, eigenvalues=[1]).lambdify()
+    with pytest.raises(HyperparameterError, match=r"undefined at .*'lr': 1.0\}\.$"):
+        law(h_i=1.0, label_noise=1.0, batch_size=2, lr=1.0)
 
 
 def test_what_is_not_closed_is_refused():
