@@ -20,6 +20,8 @@
 `Quadratic`, `LeastSquares`          problems: a loss, its Hessian, optimum and gradient noise
 `QuadraticExamples`                  a finite sum of quadratic losses with Hessians of their own
 `VectorLeastSquares`                 least squares with several outputs; its noise is a `VectorMinibatchNoise`
+`AdversarialLeastSquares`, ...       robust regression and, `AdversarialLogistic`, classification of finite data
+`Certificate`, `Kinks`, ...          of a robust optimum; `LeavingProbability` of its smooth piece
 `MinibatchNoise`, ...                gradient noise that depends on the weights, exact: `GaussianMinibatchNoise`
 `EpochNoise`, `epoch_noise`          shuffled epochs: noise that is correlated within an epoch, and that of given data
 `reshuffling_law`                    shuffled epochs of examples whose Hessians differ: the bias of the mean, too
@@ -33,6 +35,7 @@
 
 from .. import __version__ as __version__
 from .adaptive import AdaptiveCovariance, adaptive_covariance
+from .adversarial import AdversarialLeastSquares, AdversarialLogistic, Certificate, Kinks, LeavingProbability
 from .averages import autocorrelation_time, autocovariance, average_covariance
 from .corruption import DropoutNoise, InputNoise, langevin_noise
 from .enumeration import one_gradient_form
@@ -55,13 +58,18 @@ from .vector_least_squares import VectorLeastSquares, VectorMinibatchNoise
 
 __all__ = [
     "AdaptiveCovariance",
+    "AdversarialLeastSquares",
+    "AdversarialLogistic",
+    "Certificate",
     "DropoutNoise",
     "EpochCovariance",
     "EpochNoise",
     "GaussianMinibatchNoise",
     "GradientNoise",
     "InputNoise",
+    "Kinks",
     "LeastSquares",
+    "LeavingProbability",
     "MeanSquareStability",
     "MinibatchNoise",
     "MomentGrowth",

@@ -176,9 +176,10 @@ class MinibatchNoise(GradientNoise):
 
     def __post_init__(self) -> None:
         if not isinstance(self.problem, LeastSquares | QuadraticExamples):
+            cell = ", whose cell() is one about its optimum" if hasattr(self.problem, "cell") else ""
             raise InvalidProblemError(
                 f"minibatches need examples: a LeastSquares or QuadraticExamples problem, "
-                f"got {type(self.problem).__name__}"
+                f"got {type(self.problem).__name__}{cell}"
             )
         object.__setattr__(self, "batch_size", checked_batch_size(self.batch_size, self.problem.num_examples))
 

@@ -148,9 +148,7 @@ class LeastSquares:
     y: Array
     l2: float
 
-    def __init__(
-        self, X: ArrayLike, y: ArrayLike, l2: float = 0.0, sample_weight: ArrayLike | None = None
-    ) -> None:
+    def __init__(self, X: ArrayLike, y: ArrayLike, l2: float = 0.0, sample_weight: ArrayLike | None = None) -> None:
         design = _arrays.matrix("X", X)
         labels = _arrays.vector("y", y)
         if labels.shape[0] != design.shape[0]:

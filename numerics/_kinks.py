@@ -1,0 +1,114 @@
+r"""Where a robust loss has no Hessian, and how likely weights are to cross over from one smooth piece to another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import scipy.special
+from numpy.typing import NDArray
+
+from ._arrays import rounding_level
+
+__all__ = ["Facets", "Kinks", "LeavingProbability", "leaving_probability"]
+
+Array: TypeAlias = NDArray[np.float64]
+#: Samples drawn at a time.
+_CHUNK = 1000
+
+
+@dataclass(frozen=True)
+class Kinks:
+    """The kinks of a robust loss on which a point rests.
+
+    Attributes
+    ----------
+    residuals : tuple of int
+        Examples with a residual of 0.
+    coordinates : tuple of int
+        Weights at which the dual norm has no Hessian: those that are 0, or the largest ones that tie (attack norm 1).
+    collapsed : bool
+        Whether all weights are 0.
+    """
+
+    residuals: tuple[int, ...]
+    coordinates: tuple[int, ...]
+    collapsed: bool
+
+    @property
+    def smooth(self) -> bool:
+        """Whether there is none."""
+        return not (self.residuals or self.coordinates or self.collapsed)
+
+    def __str__(self) -> str:
+        if self.collapsed:
+            return "all weights are 0, where the norm in the loss is a cone"
+        parts = [
+            f"{len(where)} {what} ({', '.join(map(str, where[:8]))}{', ...' if len(where) > 8 else ''})"
+            for where, what in (
+                (self.residuals, "residuals are 0"),
+                (self.coordinates, "weights are on a kink of the norm"),
+            )
+            if where
+        ]
+        return " and ".join(parts) or "none"
+
+
+@dataclass(frozen=True)
+class Facets:
+    """The linear boundaries of a smooth piece: it holds the points with ``rows @ (w - point) > -distances``."""
+
+    rows: Array
+    distances: Array
+
+
+@dataclass(frozen=True)
+class LeavingProbability:
+    """The probability that Gaussian weights lie outside the smooth piece of the loss about their mean.
+
+    Attributes
+    ----------
+    facets : ndarray
+        The exact probability of lying beyond each boundary: those of the examples' residuals, then those of the norm.
+    sampled : float
+        The share of ``samples`` Gaussian draws that lie beyond any.
+    standard_error : float
+        Of ``sampled``.
+    samples : int
+    """
+
+    facets: Array
+    sampled: float
+    standard_error: float
+    samples: int
+
+    @property
+    def upper(self) -> float:
+        """The sum over the boundaries, at most 1: never below the probability."""
+        return min(1.0, float(self.facets.sum()))
+
+    @property
+    def lower(self) -> float:
+        """The largest over the boundaries: never above the probability."""
+        return float(self.facets.max(initial=0.0))
+
+
+def leaving_probability(
+    facets: Facets, covariance: Array, samples: int, rng: np.random.Generator
+) -> LeavingProbability:
+    """The probability for a Gaussian of a checked covariance about the point."""
+    moved = facets.rows @ covariance
+    spread = np.sqrt(np.maximum(np.einsum("fi,fi->f", moved, facets.rows), 0.0))
+    far = np.where(spread > 0, facets.distances, np.inf) / np.where(spread > 0, spread, 1.0)
+    beyond = scipy.special.ndtr(-far)
+    h, basis = np.linalg.eigh(covariance)
+    kept = h > rounding_level(covariance) if covariance.any() else np.zeros(len(h), dtype=bool)
+    root = facets.rows @ (basis[:, kept] * np.sqrt(h[kept]))
+    outside = 0
+    for start in range(0, samples, _CHUNK):
+        draws = rng.standard_normal((min(_CHUNK, samples - start), root.shape[1]))
+        outside += int(np.any(draws @ root.T < -facets.distances, axis=1).sum())
+    share = outside / samples if samples else float("nan")
+    error = float(np.sqrt(share * (1.0 - share) / samples)) if samples else float("nan")
+    return LeavingProbability(beyond, share, error, samples)

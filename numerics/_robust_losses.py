@@ -1,0 +1,214 @@
+r"""The robust losses of finite data as the solver wants them: partial derivatives, kinks, and a dual bound.
+
+For the squared loss, :math:`\tfrac12(|r| + t)^2 = \max_{|\alpha| \le \beta} \alpha r + \beta t - \beta^2/2`; for the
+logistic one, :math:`\log(1 + e^{-m}) = \max_{0 \le \pi \le 1} -\pi m + h(\pi)` with the binary entropy h.  Either way
+a point of the dual leaves :math:`\min_w -c^\top w + b |w|_q + \tfrac\lambda2 |w|^2`, which is at least
+:math:`-|c - c_1|^2/(2\lambda)` for any :math:`|c_1|_p \le b`: a lower bound on the loss, whoever found the point.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+import scipy.special
+from numpy.typing import NDArray
+
+from ..errors import InvalidProblemError
+from ._dual_norm import DualNorm
+from ._robust_solver import Certificate, Partials
+
+__all__ = ["RobustLogistic", "RobustSquares"]
+
+Array: TypeAlias = NDArray[np.float64]
+Indices: TypeAlias = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class _Finite:
+    """Data, weights over N, the radius, the norm and the weight decay."""
+
+    X: Array
+    y: Array
+    shares: Array  # a_n / N
+    radius: float
+    norm: DualNorm
+    l2: float
+
+    @property
+    def dim(self) -> int:
+        return int(self.X.shape[1])
+
+    @cached_property
+    def _input_scale(self) -> float:
+        return float(np.sqrt(np.mean(self.X**2))) or 1.0
+
+    def _left_over(self, c: Array, b: float, w: Array) -> Array:
+        """What of c the norm's ball of radius b cannot carry, given that weight decay carries l2 w."""
+        carried = c - self.l2 * w
+        size = self.norm.attack_norm(carried)
+        return np.asarray(c - carried * min(1.0, b / size)) if size else c
+
+    def check(self, w: Array) -> None:
+        """There is always a minimiser."""
+
+
+class RobustSquares(_Finite):
+    """The mean of (|y - x'w| + radius |w|_q)^2 / 2."""
+
+    @cached_property
+    def residual_scale(self) -> float:
+        """The size of the labels."""
+        return float(np.sqrt(np.mean(self.y**2))) or 1.0
+
+    @cached_property
+    def weight_scale(self) -> float:
+        """The size of weights."""
+        return self.residual_scale / self._input_scale
+
+    def partials(self, w: Array, size: float, mu: float, held: Indices | None = None) -> Partials:
+        """Value and partial derivatives; residuals smoothed to sqrt(r^2 + mu^2)."""
+        r = self.y - self.X @ w
+        mu = mu * self.residual_scale
+        rho = np.hypot(r, mu) if mu else np.abs(r)
+        slope = r / rho if mu else np.sign(r)
+        bend = (mu / rho) ** 2 / rho if mu else np.zeros_like(r)
+        if held is not None and held.size:
+            rho[held], slope[held] = 0.0, 0.0
+        total = rho + self.radius * size
+        weighted = self.shares * total
+        curvature = self.shares * slope**2 + weighted * bend
+        return Partials(
+            0.5 * float(weighted @ total) + 0.5 * self.l2 * float(w @ w),
+            -self.X.T @ (weighted * slope) + self.l2 * w,
+            self.radius * float(weighted.sum()),
+            self.X.T @ (curvature[:, None] * self.X) + self.l2 * np.eye(self.dim),
+            -self.radius * (self.X.T @ (self.shares * slope)),
+            self.radius**2 * float(self.shares.sum()),
+        )
+
+    def residuals(self, w: Array) -> tuple[Array, Array]:
+        """Residuals of the labels."""
+        return self.y - self.X @ w, self.X
+
+    def strength(self, w: Array) -> Array:
+        """The share of each example, times radius |w|."""
+        return self.shares * self.radius * float(self.norm.of(w))
+
+    def certify(self, w: Array, signs: Array) -> Certificate:
+        """The duality gap."""
+        r = self.y - self.X @ w
+        beta = np.abs(r) + self.radius * float(self.norm.of(w))
+        loss = 0.5 * float(self.shares @ beta**2) + 0.5 * self.l2 * float(w @ w)
+        weighted = self.shares * beta
+        alpha = weighted * signs
+        c, b = self.X.T @ alpha, self.radius * float(weighted.sum())
+        if self.l2 > 0:
+            lost = self._left_over(c, b, w)
+            bound = float(alpha @ self.y) - 0.5 * float(lost @ lost) / self.l2
+        else:
+            size = self.norm.attack_norm(c)
+            bound = float(alpha @ self.y) * (min(1.0, b / size) if size else 1.0)
+        gap = loss - (bound - 0.5 * float(weighted @ beta))
+        at_zero = 0.5 * float(self.shares @ self.y**2)
+        return Certificate("duality gap", gap, abs(gap) / at_zero if at_zero else 0.0)
+
+    def collapse(self) -> tuple[Array, float]:
+        """The vector and the number whose ratio, in the attack's norm, is the radius beyond which w = 0 is optimal."""
+        return self.X.T @ (self.shares * self.y), float(self.shares @ np.abs(self.y))
+
+
+class RobustLogistic(_Finite):
+    """The mean of log(1 + exp(-(y x'w - radius |w|_q)))."""
+
+    residual_scale = 1.0
+
+    @cached_property
+    def weight_scale(self) -> float:
+        """The size of weights."""
+        return 1.0 / self._input_scale
+
+    @cached_property
+    def _signed(self) -> Array:
+        return self.y[:, None] * self.X
+
+    def partials(self, w: Array, size: float, mu: float, held: Indices | None = None) -> Partials:
+        """Value and partial derivatives."""
+        m = self._signed @ w - self.radius * size
+        share = self.shares * scipy.special.expit(-m)
+        curvature = share * scipy.special.expit(m)
+        return Partials(
+            float(self.shares @ np.logaddexp(0.0, -m)) + 0.5 * self.l2 * float(w @ w),
+            -self._signed.T @ share + self.l2 * w,
+            self.radius * float(share.sum()),
+            self._signed.T @ (curvature[:, None] * self._signed) + self.l2 * np.eye(self.dim),
+            -self.radius * (self._signed.T @ curvature),
+            self.radius**2 * float(curvature.sum()),
+        )
+
+    def residuals(self, w: Array) -> tuple[Array, Array]:
+        """None has a kink."""
+        return np.zeros(0), np.zeros((0, self.dim))
+
+    def strength(self, w: Array) -> Array:
+        """Of no residual."""
+        return np.zeros(0)
+
+    def certify(self, w: Array, signs: Array) -> Certificate:
+        """The duality gap; without weight decay, of the dual point that the least change makes feasible."""
+        m = self._signed @ w - self.radius * float(self.norm.of(w))
+        loss = float(self.shares @ np.logaddexp(0.0, -m)) + 0.5 * self.l2 * float(w @ w)
+        chance = scipy.special.expit(-m)
+        if self.l2 > 0:
+            weighted = self.shares * chance
+            lost = self._left_over(self._signed.T @ weighted, self.radius * float(weighted.sum()), w)
+            bound = -0.5 * float(lost @ lost) / self.l2
+        else:
+            chance, defect = self._feasible(w, chance)
+            bound = -2.0 * defect * float(np.linalg.norm(w))
+        if np.any(chance < 0) or np.any(chance > 1):
+            gap = float("inf")
+        else:
+            gap = loss - bound - float(self.shares @ (scipy.special.entr(chance) + scipy.special.entr(1.0 - chance)))
+        at_zero = float(self.shares.sum() * np.log(2.0))
+        return Certificate("duality gap", gap, float(abs(gap)) / at_zero)
+
+    def _feasible(self, w: Array, chance: Array) -> tuple[Array, float]:
+        """The nearest dual point at which the slope of the loss vanishes, a subgradient of the norm held fixed.
+
+        And what is left of the slope: it weakens the bound by no more than its length times that of a minimiser.
+        """
+        weighted = self.shares * chance
+        pull = self._signed.T @ weighted
+        g = self.norm.gradient(w)
+        if self.norm.q == 1.0 or np.isinf(self.norm.q):
+            b = self.radius * float(weighted.sum())
+            if b > 0:
+                free = self.norm.kinked_coordinates(w)
+                g = g.copy()
+                g[free] = pull[free] / b
+                size = self.norm.attack_norm(g)
+                g /= max(size, 1.0)
+        equations = (self._signed - self.radius * g).T * self.shares
+        give = np.sqrt(chance * (1.0 - chance))  # so that chances near 0 and 1 stay between them
+        moved = np.asarray(chance - give * np.linalg.lstsq(equations * give, equations @ chance, rcond=None)[0])
+        return moved, float(np.linalg.norm(equations @ moved))
+
+    def check(self, w: Array) -> None:
+        """Refuse data that a w separates by more than the radius."""
+        if self.l2 > 0:
+            return
+        margins = self._signed @ w - self.radius * float(self.norm.of(w))
+        if np.all(margins > 0):
+            least = float(margins.min() / np.linalg.norm(w))
+            by = "" if self.radius == 0 else f" by more than the attack's reach (radius {self.radius:g})"
+            raise InvalidProblemError(
+                f"the data are separable{by}: a direction has all margins positive (at least {least:.3g} per unit "
+                f"of |w|), so the loss falls for ever along it and has no finite minimiser. Give weight decay, l2 > 0."
+            )
+
+    def collapse(self) -> tuple[Array, float]:
+        """The vector and the number whose ratio, in the attack's norm, is the radius beyond which w = 0 is optimal."""
+        return self._signed.T @ self.shares, float(self.shares.sum())
