@@ -183,6 +183,17 @@ _ENTRIES = (
         "title": "Explaining and Harnessing Adversarial Examples",
         "booktitle": "International Conference on Learning Representations", "year": "2015", "eprint": "1412.6572",
         "archiveprefix": "arXiv"}),
+    ("inproceedings", "madry2018", {
+        "author": "Madry, Aleksander and Makelov, Aleksandar and Schmidt, Ludwig and Tsipras, Dimitris and Vladu, "
+                  "Adrian",
+        "title": "Towards Deep Learning Models Resistant to Adversarial Attacks",
+        "booktitle": "International Conference on Learning Representations", "year": "2018", "eprint": "1706.06083",
+        "archiveprefix": "arXiv"}),
+    ("inproceedings", "jacot2018", {
+        "author": "Jacot, Arthur and Gabriel, Franck and Hongler, Cl{\\'e}ment",
+        "title": "Neural Tangent Kernel: Convergence and Generalization in Neural Networks",
+        "booktitle": "Advances in Neural Information Processing Systems", "year": "2018", "eprint": "1806.07572",
+        "archiveprefix": "arXiv"}),
     ("article", "xu2009robustness", {
         "author": "Xu, Huan and Caramanis, Constantine and Mannor, Shie",
         "title": "Robustness and Regularization of Support Vector Machines",
