@@ -10,7 +10,7 @@ the squared correlation between states k steps apart, so the same function space
 
 Noise that depends on the weights lets second moments decay more slowly, by the spectral radius :math:`\rho` of their
 own operator in the long run. The share then passes in as many steps more as :math:`\rho` is slower than the slowest
-mode without that noise, and is taken as at least :math:`\rho^k`.
+mode without that noise, and is taken as at least :math:`\rho^k`; twice that, because modes mix on the way.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from ..theory import Optimizer, recursion
 __all__ = ["Forgetting", "growth"]
 
 Array = NDArray[np.float64]
+
+#: By how much the share is taken to be larger where second moments decay by a rate of their own.
+SAFETY = 2.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Forgetting:
         left = np.einsum("nsi,nij,nsj->ns", power, self.covariance, power)[:, self.slots]
         whole = np.einsum("nss->ns", self.covariance)[:, self.slots]
         share = float(np.max(np.divide(left, whole, out=np.zeros_like(left), where=whole > 0)))
-        return max(share, float(self.rate**steps))
+        return min(1.0, SAFETY * max(share, float(self.rate**steps))) if self.rate else share
 
     def steps(self, share: float, limit: int) -> int | None:
         """The fewest steps (at least 1) after which at most ``share`` is remembered; None if more than ``limit``."""

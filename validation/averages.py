@@ -252,7 +252,7 @@ def autocovariance(
             later[step] = read_slots(run, setup.slots)
 
     advance(run, setup, lags[-1], take, progress=progress)
-    fourth = fourth_moment(optimizer, setup.source)
+    fourth = fourth_moment(optimizer, setup.source, lags[-1])
     estimates = tuple(_autocovariance_of(setup, law, begun, s, later[s], earlier, fourth) for s in lags)
     return estimates if isinstance(lag, Iterable) else estimates[0]
 
@@ -337,7 +337,7 @@ def average_covariance(
     add = _adder(run, setup.slots, total)
     advance(run, setup, int(window), add, progress=progress)
     averages = (total / int(window)).cpu().numpy()
-    fourth = fourth_moment(optimizer, setup.source)
+    fourth = fourth_moment(optimizer, setup.source, int(window))
     estimate = estimate_at(setup, begun, int(window), averages, optimizer, fourth)
     return AverageEstimate(**vars(estimate), window=int(window))
 

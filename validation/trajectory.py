@@ -261,7 +261,8 @@ def trajectory(
         run, setup, records[-1], take, before=change, progress=progress, stepping=stepping, recorded=wanted
     )  # fmt: skip
     trace, trace_error, risk, risk_error = np.array(summaries.found).T
-    fourth = fourth_moment(_boldest(phases, int(np.searchsorted(ends, records[-1]))), setup.source)
+    boldest = _boldest(phases, int(np.searchsorted(ends, records[-1])))
+    fourth = fourth_moment(boldest, setup.source, records[-1])
     return Trajectory(
         times=np.array(records, dtype=np.int64),
         estimates=tuple(

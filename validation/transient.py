@@ -198,7 +198,7 @@ def transient_covariance(
             samples[step] = read_slots(run, setup.slots)
 
     advance(run, setup, times[-1], take, progress=progress, recorded=wanted)
-    fourth = fourth_moment(optimizer, setup.source)
+    fourth = fourth_moment(optimizer, setup.source, times[-1])
     estimates = tuple(estimate_at(setup, begun, time, samples[time], optimizer, fourth) for time in times)
     return estimates if isinstance(steps, Iterable) else estimates[0]
 

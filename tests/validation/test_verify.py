@@ -94,7 +94,7 @@ def test_a_wrong_mean_fails(monkeypatch):
     (case,) = [c for c in cases.cases(quick=True, seed=0, only=["sgdw/noncommuting"]) if c.engine == "rule"]
     assert checks.measure(case).mean_p_value > 1e-3
     run = checks._run
-    estimate = run(case, case.optimizer.rule.slots, true_batches=False)
+    estimate = run(case, case.optimizer.rule.slots)
     monkeypatch.setattr(checks, "_run", lambda *args, **kwargs: estimate)
     monkeypatch.setattr(numerics, "stationary_mean", lambda *args, **kwargs: 1.03 * find(*args, **kwargs))
     assert checks.measure(case).mean_p_value < 1e-6
@@ -125,7 +125,7 @@ def test_a_layer_that_refuses_to_answer_fails(monkeypatch, capsys):
 def test_movement_along_a_flat_direction_fails(monkeypatch):
     (case,) = [c for c in cases.cases(quick=True, seed=0, only=["polyak/digits"]) if c.engine == "rule"]
     case = dataclasses.replace(case, replicas=100)
-    estimate = checks._run(case, case.optimizer.rule.slots, true_batches=False)
+    estimate = checks._run(case, case.optimizer.rule.slots)
     monkeypatch.setattr(checks, "_run", lambda *args, **kwargs: estimate)
     assert checks.run_row(case, None).measurement.moved == 0.0
     estimate.samples[0, 0, case.problem.flat[1]] += 1e-20
@@ -187,16 +187,6 @@ def test_the_report_can_be_read(tmp_path):
     for name in ("entries.png", "ellipses.png", "learning_rates.png", "over_time.png"):
         assert f"]({name})" in text
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
-
-
-def test_true_minibatches_are_shown_and_do_not_count():
-    rows = cases.cases(quick=True, seed=0, only=["heavy_ball/diabetes"])
-    (case,) = [c for c in rows if c.engine == "minibatches"]
-    row = checks.run_row(dataclasses.replace(case, replicas=200), None)
-    assert row.measurement is not None
-    assert row.p_values == ()
-    failing = dataclasses.replace(row, measurement=dataclasses.replace(row.measurement, p_value=0.0))
-    assert failing.disagreements(threshold=1e-5) == []
 
 
 def test_a_seed_repeats_a_run_whatever_else_runs():

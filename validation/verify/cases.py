@@ -21,7 +21,7 @@ from .problems import Problem, load_problems
 
 __all__ = ["DEFAULT_SEED", "SETUPS", "Case", "Setup", "cases", "matches", "seed_of", "setup_of"]
 
-Engine = Literal["rule", "torch.optim", "minibatches"]
+Engine = Literal["rule", "torch.optim"]
 
 DEFAULT_SEED = 2025
 #: Replicas of each run, by problem: (default, quick).
@@ -30,8 +30,6 @@ REPLICAS: Mapping[str, tuple[int, int]] = {
     "diabetes": (12_000, 800),
     "digits": (4_000, 300),
 }
-#: Runs of true minibatches gather examples instead of drawing normals, so they have fewer replicas.
-MINIBATCH_REPLICAS = (1_000, 200)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,15 +59,11 @@ SETUPS: tuple[Setup, ...] = (
 )
 #: Rules that the real torch.optim.SGD runs, each on every problem.
 IN_TORCH = (sgd, heavy_ball, nesterov)
-#: Shown with true minibatches, and the share of the largest stable learning rate. Their noise grows with the distance
-#: from the optimum; at larger learning rates iterates diverge, and on digits, where some pixels are lit in a handful of
-#: images only, they do so at any learning rate worth a run.
-IN_MINIBATCHES = {("sgd", "diabetes"): 0.5, ("heavy_ball", "diabetes"): 0.1}
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One row: an optimizer on a problem, stepped by its rule, by torch.optim or with true minibatches."""
+    """One row: an optimizer on a problem, stepped by its rule or by torch.optim."""
 
     optimizer: Optimizer
     problem: Problem
@@ -94,19 +88,15 @@ def cases(*, quick: bool, seed: int, only: Sequence[str] = ()) -> list[Case]:
             found.append(make("rule"))
             if setup.rule in IN_TORCH:
                 found.append(make("torch.optim"))
-            if (setup.rule.name, problem.name) in IN_MINIBATCHES:
-                found.append(make("minibatches"))
     return found
 
 
 def _case(setup: Setup, problem: Problem, engine: Engine, *, quick: bool, seed: int) -> Case:
-    true_batches = engine == "minibatches"
-    counts = MINIBATCH_REPLICAS if true_batches else REPLICAS[problem.name]
     return Case(
-        optimizer=setup.on(problem, IN_MINIBATCHES[setup.rule.name, problem.name] if true_batches else None),
+        optimizer=setup.on(problem),
         problem=problem,
         engine=engine,
-        replicas=counts[quick],
+        replicas=REPLICAS[problem.name][quick],
         seed=seed_of(seed, setup.rule.name, problem.name, engine),
     )
 

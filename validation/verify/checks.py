@@ -24,7 +24,6 @@ from ..stationary import Estimate
 from . import closed_form
 from .cases import Case
 from .controls import ControlCase
-from .problems import Problem
 from .result import ControlResult, Measurement, ProofCheck, Row, TheoryCheck
 
 __all__ = ["check_against_theory", "measure", "prove", "run_control", "run_row"]
@@ -87,7 +86,7 @@ def measure(case: Case) -> Measurement:
     started = time.perf_counter()
     optimizer, problem = case.optimizer, case.problem
     slots = optimizer.rule.slots
-    estimate = _run(case, slots, true_batches=case.engine == "minibatches")
+    estimate = _run(case, slots)
     solved = _solve(case)
     quadratic, d = problem.quadratic, problem.quadratic.dim
     moves = optimizer.values.get("weight_decay", 0) != 0
@@ -118,7 +117,7 @@ def run_control(control: ControlCase) -> ControlResult:
     started = time.perf_counter()
     optimizer, problem = control.optimizer, control.problem
     quadratic = problem.quadratic
-    estimate = _run(control, ("w",), true_batches=False)
+    estimate = _run(control, ("w",))
     right = np.asarray(_solve(control))
     wrong = control.wrong(optimizer, problem)
     if control.quantity == "mean":
@@ -139,15 +138,13 @@ def run_control(control: ControlCase) -> ControlResult:
     )
 
 
-def _run(case: Case | ControlCase, slots: tuple[str, ...], *, true_batches: bool) -> Estimate:
-    problem: Problem = case.problem
+def _run(case: Case | ControlCase, slots: tuple[str, ...]) -> Estimate:
     return stationary.stationary_covariance(
         case.optimizer,
-        problem.data if true_batches and problem.data is not None else problem.quadratic,
+        case.problem.quadratic,
         replicas=case.replicas,
         slots=slots,
-        batch_size=problem.batch_size if true_batches else None,
-        engine="torch.optim" if isinstance(case, Case) and case.engine == "torch.optim" else "rule",
+        engine=case.engine if isinstance(case, Case) else "rule",
         rng=case.seed,
         progress=False,
     )

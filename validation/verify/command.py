@@ -17,9 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from ... import __version__
 from ...errors import InvalidProblemError, SgdcovError
-from . import checks, time_checks
+from . import checks, minibatch_checks, time_checks
 from .cases import DEFAULT_SEED, SETUPS, Case, cases
 from .controls import ControlCase, controls
+from .minibatch_cases import MINIBATCH_QUESTIONS, minibatch_cases
+from .minibatch_controls import MinibatchControl, minibatch_controls
+from .minibatch_problems import load_noisy_problems
+from .minibatch_result import MinibatchRow
 from .problems import load_problems
 from .report import write_report
 from .result import ControlResult, ProofCheck, Row, TimeRow, Verification
@@ -105,30 +109,35 @@ def verify(
     started = time.perf_counter()
     rows_to_run = cases(quick=quick, seed=seed, only=only)
     timed_to_run = time_cases(quick=quick, seed=seed, only=only)
-    controls_to_run: tuple[ControlCase | TimeControl, ...] = (
+    minibatches_to_run = minibatch_cases(quick=quick, seed=seed, only=only)
+    controls_to_run: tuple[ControlCase | TimeControl | MinibatchControl, ...] = (
         *controls(quick=quick, seed=seed, only=only),
         *time_controls(quick=quick, seed=seed, only=only),
+        *minibatch_controls(quick=quick, seed=seed, only=only),
     )
-    if not rows_to_run and not timed_to_run:
+    rows_planned = len(rows_to_run) + len(timed_to_run) + len(minibatches_to_run)
+    if not rows_planned:
         raise InvalidProblemError(
             f"nothing fits --only {' '.join(only)}; the rules are {', '.join(s.rule.name for s in SETUPS)}, "
             f"the problems {', '.join(p.name for p in load_problems())}, "
-            f"the questions about time {', '.join(QUESTIONS)}"
+            f"the questions about time {', '.join(QUESTIONS)}; with minibatches the problems "
+            f"{', '.join(load_noisy_problems())}, the questions {', '.join(MINIBATCH_QUESTIONS)}"
         )
-    planned = len(rows_to_run) + len(timed_to_run) + len(controls_to_run)
+    planned = rows_planned + len(controls_to_run)
     rows: list[Row] = []
     timed: list[TimeRow] = []
+    minibatches: list[MinibatchRow] = []
     results: list[ControlResult] = []
     interrupted = False
     try:
         _run_rows(rows_to_run, rows, lambda text: show(text, len(rows), planned))
         _run_time_rows(timed_to_run, timed, lambda text: show(text, len(rows) + len(timed), planned))
+        for case in minibatches_to_run:
+            show(f"{case.key}, {case.engine}", len(rows) + len(timed) + len(minibatches), planned)
+            minibatches.append(minibatch_checks.run_minibatch_row(case))
         for control in controls_to_run:
-            show(f"{control.key}, wrong prediction: {control.name}", len(rows) + len(timed) + len(results), planned)
-            if isinstance(control, TimeControl):
-                results.append(time_checks.run_time_control(control))
-            else:
-                results.append(checks.run_control(control))
+            show(f"{control.key}, wrong prediction: {control.name}", rows_planned + len(results), planned)
+            results.append(_run_control(control))
     except KeyboardInterrupt:
         interrupted = True
     return Verification(
@@ -141,7 +150,16 @@ def verify(
         seconds=time.perf_counter() - started,
         versions=_versions(),
         timed=tuple(timed),
+        minibatches=tuple(minibatches),
     )
+
+
+def _run_control(control: ControlCase | TimeControl | MinibatchControl) -> ControlResult:
+    if isinstance(control, TimeControl):
+        return time_checks.run_time_control(control)
+    if isinstance(control, MinibatchControl):
+        return minibatch_checks.run_minibatch_control(control)
+    return checks.run_control(control)
 
 
 def _run_rows(cases_to_run: Sequence[Case], rows: list[Row], show: Callable[[str], None]) -> None:
@@ -179,8 +197,8 @@ def _run_time_rows(cases_to_run: Sequence[TimeCase], rows: list[TimeRow], show: 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sgdcov verify",
-        description="Check on real data that derived, solved and measured laws agree, stationary and over time, for "
-        "every rule, and that wrong predictions are rejected. Exit code 0 only if both hold.",
+        description="Check on real data that derived, solved and measured laws agree, stationary, over time and with "
+        "real minibatches, for every rule, and that wrong predictions are rejected. Exit code 0 only if both hold.",
     )
     parser.add_argument("--quick", action="store_true", help="fewer replicas, still every rule: under a minute")
     parser.add_argument(

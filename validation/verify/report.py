@@ -13,9 +13,12 @@ import numpy as np
 
 from .cases import SETUPS
 from .figures import FIGURES, draw_figures
+from .minibatch_cases import MINIBATCH_QUESTIONS
+from .minibatch_problems import load_noisy_problems
+from .minibatch_result import MinibatchRow
 from .problems import load_problems
 from .result import FALSE_ALARM_RATE, ControlResult, Row, TimeRow, Verification
-from .table import control_grid, notes, row_grid, time_grid
+from .table import control_grid, minibatch_grid, notes, row_grid, time_grid
 from .time_cases import PLAIN, QUESTIONS
 
 __all__ = ["write_report"]
@@ -63,6 +66,7 @@ def as_markdown(verification: Verification, figures: list[Path]) -> str:
     grids = (
         row_grid(verification.rows, threshold),
         time_grid(verification.timed, threshold),
+        minibatch_grid(verification.minibatches, threshold),
         control_grid(verification.controls, threshold),
     )
     for grid in grids:
@@ -70,6 +74,7 @@ def as_markdown(verification: Verification, figures: list[Path]) -> str:
     parts.append("\n".join(f"- {note}" for note in notes(verification)))
     parts += [f"![{FIGURES[path.name]}]({path.name})\n\n{FIGURES[path.name]}" for path in figures]
     parts += ["## Problems", "\n".join(f"- {_described(problem)}" for problem in load_problems())]
+    parts.append("\n".join(f"- `{name}`: {p.description}" for name, p in load_noisy_problems().items()))
     named = [*((f"`{setup.rule.name}`", setup) for setup in SETUPS), ("schedules, and means of `heavy_ball`", PLAIN)]
     parts += ["## Hyper-parameters", "\n".join(f"- {name}: {_values(setup)}" for name, setup in named)]
     versions = ", ".join(f"{name} {version}" for name, version in verification.versions.items())
@@ -105,6 +110,8 @@ def as_json(verification: Verification) -> dict[str, Any]:
         "rows": [_row(row, threshold) for row in verification.rows],
         "questions": dict(QUESTIONS),
         "over_time": [_time_row(row, threshold) for row in verification.timed],
+        "minibatch_questions": dict(MINIBATCH_QUESTIONS),
+        "minibatches": [_minibatch_row(row, threshold) for row in verification.minibatches],
         "controls": [_control(control) for control in verification.controls],
     }
     plain: dict[str, Any] = _plain(found)
@@ -115,7 +122,6 @@ def _row(row: Row, threshold: float) -> dict[str, Any]:
     return {
         **_run(row.case),
         "engine": row.case.engine,
-        "counts": row.counts,
         "disagreements": row.disagreements(threshold),
         "proof": _numbers(row.proof),
         "theory_vs_numerics": _numbers(row.theory),
@@ -135,6 +141,25 @@ def _time_row(row: TimeRow, threshold: float) -> dict[str, Any]:
         "disagreements": row.disagreements(threshold),
         "proof": _numbers(row.proof),
         "theory_vs_numerics": _numbers(row.theory),
+        "numerics_vs_measured": {
+            **_numbers(m),
+            "p_values": list(m.p_values) if m else [],
+            "mean_p_values": list(m.mean_p_values) if m else [],
+        },
+    }
+
+
+def _minibatch_row(row: MinibatchRow, threshold: float) -> dict[str, Any]:
+    m = row.measurement
+    return {
+        **_run(row.case),
+        "question": row.case.question,
+        "steps": row.case.steps,
+        "positions": list(row.case.positions) if row.case.question == "epochs" else [],
+        "engine": row.case.engine,
+        "disagreements": row.disagreements(threshold),
+        "claims": row.claims,
+        "oracle_vs_numerics": _numbers(row.oracle),
         "numerics_vs_measured": {
             **_numbers(m),
             "p_values": list(m.p_values) if m else [],

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from .cases import Case
 from .controls import ControlCase
+from .minibatch_controls import MinibatchControl
+from .minibatch_result import MinibatchRow
 from .time_cases import TimeCase
 from .time_controls import TimeControl
 
@@ -137,14 +139,9 @@ class Row:
     refusal: str | None = None
 
     @property
-    def counts(self) -> bool:
-        """Whether the row is part of the verdict: true minibatches follow the additive model only approximately."""
-        return self.case.engine != "minibatches"
-
-    @property
     def p_values(self) -> tuple[float, ...]:
         """The p-values that count."""
-        if not self.counts or self.measurement is None:
+        if self.measurement is None:
             return ()
         values = (self.measurement.p_value, self.measurement.mean_p_value)
         return tuple(p for p in values if p is not None)
@@ -161,14 +158,14 @@ class Row:
                 f"arrays by {max(t.array_error, t.doubling_error):.1e} ({t.array_tolerance:.1e}), "
                 f"the mean by {t.mean_error:.1e} ({t.mean_tolerance:.1e})"
             )
-        if self.measurement is not None and self.counts:
+        if self.measurement is not None:
             m = self.measurement
             if not m.p_value >= threshold:
                 found.append(f"measured and predicted covariance differ: p = {m.p_value:.1e}")
             if m.mean_p_value is not None and not m.mean_p_value >= threshold:
                 found.append(f"measured and predicted mean differ: p = {m.mean_p_value:.1e}")
-        if self.measurement is not None and self.measurement.moved != 0.0:
-            found.append(f"flat directions moved by {self.measurement.moved:.1e}")
+            if m.moved != 0.0:
+                found.append(f"flat directions moved by {m.moved:.1e}")
         return found
 
 
@@ -262,7 +259,7 @@ class ControlResult:
 
     Attributes
     ----------
-    case : ControlCase or TimeControl
+    case : ControlCase, TimeControl or MinibatchControl
     p_value : float
         Of the wrong prediction; it must be below the threshold.
     right_p_value : float
@@ -272,7 +269,7 @@ class ControlResult:
     seconds : float
     """
 
-    case: ControlCase | TimeControl
+    case: ControlCase | TimeControl | MinibatchControl
     p_value: float
     right_p_value: float
     size: float
@@ -289,6 +286,8 @@ class Verification:
     controls : tuple of ControlResult
     timed : tuple of TimeRow
         The rows over time.
+    minibatches : tuple of MinibatchRow
+        The rows with minibatches.
     planned : int
         Rows and controls that were to run.
     interrupted : bool
@@ -307,12 +306,18 @@ class Verification:
     seconds: float
     versions: dict[str, str]
     timed: tuple[TimeRow, ...] = ()
+    minibatches: tuple[MinibatchRow, ...] = ()
+
+    @property
+    def finished(self) -> int:
+        """The number of rows and controls that were run."""
+        return len(self.rows) + len(self.timed) + len(self.minibatches) + len(self.controls)
 
     @property
     def comparisons(self) -> int:
         """The number of p-values that count."""
-        timed = sum(len(row.p_values) for row in self.timed)
-        return sum(len(row.p_values) for row in self.rows) + timed + len(self.controls)
+        rows: tuple[Row | TimeRow | MinibatchRow, ...] = (*self.rows, *self.timed, *self.minibatches)
+        return sum(len(row.p_values) for row in rows) + len(self.controls)
 
     @property
     def threshold(self) -> float:
@@ -323,10 +328,9 @@ class Verification:
     def disagreements(self) -> tuple[str, ...]:
         """Every disagreement and every wrong prediction that was not rejected, in words."""
         found = []
-        for row in self.rows:
+        rows: tuple[Row | TimeRow | MinibatchRow, ...] = (*self.rows, *self.timed, *self.minibatches)
+        for row in rows:
             found += [f"{row.case.key}, {row.case.engine}: {text}" for text in row.disagreements(self.threshold)]
-        for timed in self.timed:
-            found += [f"{timed.case.key}, {timed.case.engine}: {text}" for text in timed.disagreements(self.threshold)]
         for control in self.controls:
             name = f"control {control.case.name}, {control.case.key}"
             if not control.p_value < self.threshold:
@@ -350,12 +354,10 @@ class Verification:
     @property
     def verdict(self) -> str:
         """The verdict in one line."""
-        counted = sum(row.counts for row in self.rows) + len(self.timed)
-        done = f"{counted} rows, {len(self.controls)} controls"
+        done = f"{self.finished - len(self.controls)} rows, {len(self.controls)} controls"
         seconds = f"{self.seconds:.0f} s"
         if self.status == "interrupted":
-            finished = len(self.rows) + len(self.timed) + len(self.controls)
-            return f"INTERRUPTED after {finished} of {self.planned} runs: no verdict."
+            return f"INTERRUPTED after {self.finished} of {self.planned} runs: no verdict."
         if self.status == "disagree":
             cut = ", interrupted" if self.interrupted else ""
             return f"DISAGREEMENT: {len(self.disagreements)} finding(s) in {done} ({seconds}{cut})."

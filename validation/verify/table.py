@@ -9,16 +9,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from .minibatch_result import MinibatchRow
 from .result import FALSE_ALARM_RATE, ControlResult, Row, TimeRow, Verification
 from .time_cases import DROP
 
-__all__ = ["APPROXIMATE", "WIDTH", "Grid", "control_grid", "notes", "print_verification", "row_grid", "time_grid"]
+__all__ = ["WIDTH", "Grid", "control_grid", "minibatch_grid", "notes", "print_verification", "row_grid", "time_grid"]
 
 #: Columns that the tables need.
 WIDTH = 132
-#: The label of rows that do not count.
-APPROXIMATE = "additive model only approximate"
-RUN_BY = {"rule": "its rule", "torch.optim": "torch.optim", "minibatches": "minibatches"}
+RUN_BY = {"rule": "its rule", "torch.optim": "torch.optim"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Grid:
             if previous and cells[0] != previous:
                 table.add_section()
             shown = ("", *cells[1:]) if cells[0] == previous else cells
-            style = "bold red" if bad else "dim" if cells[-1] == "approx." else None
+            style = "bold red" if bad else None
             table.add_row(*shown, style=style)
             previous = cells[0]
         return table
@@ -79,7 +78,7 @@ def row_grid(rows: Sequence[Row], threshold: float) -> Grid:
                 p_text(m.p_value) if m else "",
                 p_text(m.mean_p_value) if m and m.mean_p_value is not None else "",
                 f"{(m.seconds if m else 0.0) + (t.seconds if t else 0.0):.1f} s",
-                "DIFFERS" if wrong else "agrees" if row.counts else "approx.",
+                "DIFFERS" if wrong else "agrees",
             )
         )
         bad.append(wrong)
@@ -115,6 +114,37 @@ def time_grid(rows: Sequence[TimeRow], threshold: float) -> Grid:
         )
         bad.append(wrong)
     return Grid("Over time", header, right, tuple(lines), tuple(bad))
+
+
+def minibatch_grid(rows: Sequence[MinibatchRow], threshold: float) -> Grid:
+    """The rows with minibatches as a table."""
+    header = (
+        "problem", "rule", "run by", "lr", "claims", "oracle vs\nnumerics", "additive\noff by",
+        "measured error\n(by chance)", "p", "p of\nmean", "",
+    )  # fmt: skip
+    right = (False, False, False, True, True, True, True, True, True, True, False)
+    lines, bad = [], []
+    for row in rows:
+        wrong = bool(row.disagreements(threshold))
+        m, o, case = row.measurement, row.oracle, row.case
+        loader = case.question == "epochs" and case.engine == "torch.optim"
+        lines.append(
+            (
+                case.text,
+                case.optimizer.rule.name,
+                "DataLoader" if loader else RUN_BY[case.engine],
+                f"{case.optimizer.values['lr']:.2g}",
+                "" if row.claims is None else str(row.claims),
+                f"{o.error:.1e}" if o else "",
+                f"{m.additive_error:.1%}" if m else "",
+                f"{m.relative_error:.2%} ({m.expected_relative_error:.2%})" if m else "",
+                "" if not m else "none" if m.withheld else p_text(min(m.p_values)),
+                p_text(min(m.mean_p_values)) if m else "",
+                "DIFFERS" if wrong else "no p" if m and m.withheld else "agrees",
+            )
+        )
+        bad.append(wrong)
+    return Grid("Minibatches, the noise exact at all weights", header, right, tuple(lines), tuple(bad))
 
 
 def control_grid(controls: Sequence[ControlResult], threshold: float) -> Grid:
@@ -165,9 +195,7 @@ def notes(verification: Verification) -> list[str]:
         where = ", ".join(sorted({f"{row.case.problem.name} has {len(row.case.problem.flat)}" for row in flat}))
         still = "no replica moved along them, exactly" if moved == 0.0 else f"replicas moved along them by {moved:.1e}"
         found.append(f"Flat directions that no noise reaches: {where}; {still}.")
-    if any(not row.counts for row in measured):
-        found.append(f"Minibatches of real examples: {APPROXIMATE}; those rows are shown and do not count.")
-    return found
+    return found + _minibatch_notes(verification.minibatches)
 
 
 def _time_notes(rows: Sequence[TimeRow]) -> list[str]:
@@ -184,6 +212,25 @@ def _time_notes(rows: Sequence[TimeRow]) -> list[str]:
     return [text + (f" Theory vs numerics is at most {max(closest):.0%} of what rounding explains." if closest else "")]
 
 
+def _minibatch_notes(rows: Sequence[MinibatchRow]) -> list[str]:
+    if not rows:
+        return []
+    text = (
+        "Minibatches: the law under noise that depends on the weights, beside it how far off the law with the noise at "
+        "the minimum is. Batches of gaussian are made afresh, those of examples are distinct and all listed; the "
+        "epochs of shared and examples are shuffled, and looked at at their ends and on average. The oracle is "
+        "theory's formula for gaussian, for examples the sum over every batch."
+    )
+    checks = [row.oracle for row in rows if row.oracle is not None]
+    if checks:
+        largest: dict[str, float] = {}
+        for check in checks:
+            largest[check.kind] = max(check.error, largest.get(check.kind, 0.0))
+        text += " Largest errors: " + ", ".join(f"{kind} {error:.1e}" for kind, error in sorted(largest.items())) + "."
+    measured = [(row.case.key, row.measurement.withheld) for row in rows if row.measurement is not None]
+    return [text, *(f"{key}: no p-value, {why}." for key, why in measured if why is not None)]
+
+
 def print_verification(verification: Verification, console: Console) -> None:
     """Print the tables, the notes, what disagrees, and last the verdict."""
     threshold = verification.threshold
@@ -191,6 +238,8 @@ def print_verification(verification: Verification, console: Console) -> None:
         console.print(row_grid(verification.rows, threshold).rich())
     if verification.timed:
         console.print(time_grid(verification.timed, threshold).rich())
+    if verification.minibatches:
+        console.print(minibatch_grid(verification.minibatches, threshold).rich())
     if verification.controls:
         console.print(control_grid(verification.controls, threshold).rich())
     for note in notes(verification):
