@@ -23,6 +23,8 @@ __all__ = [
     "flat_kernel",
     "kernel_claims",
     "position_kernel",
+    "run_after_claims",
+    "run_after_kernel",
     "run_claims",
     "run_kernel",
 ]
@@ -50,6 +52,11 @@ def run_kernel(r: sp.Expr, s: sp.Expr) -> sp.Expr:
     """Return the covariance of the mean of all states before the steps of E whole epochs."""
     steps = EPOCHS * BATCHES
     return _run(r, s, r**BATCHES, s**BATCHES, r**steps, s**steps, steps)
+
+
+def run_after_kernel(r: sp.Expr, s: sp.Expr) -> sp.Expr:
+    """Return the covariance of the mean of all states after the steps of E whole epochs."""
+    return r * s * run_kernel(r, s)
 
 
 def flat_kernel(r: sp.Expr, s: sp.Expr) -> sp.Expr:
@@ -142,6 +149,15 @@ def run_claims() -> Claims:
         ("(r - 1)(s - 1) n^2 Cov[mean] = Cov[z_n - z_0, y_n - y_0]", run * (_R - 1) * (_S - 1) * steps**2 - ends),
         ("one epoch of M = 2, added up directly", two - ((1 + _R) * (1 + _S) * first + 1) / 4),
     )
+
+
+def run_after_claims() -> Claims:
+    """Return the claims that prove the mean over whole epochs of the states after each step."""
+    # Noise that sums to zero: the states after the steps add up to r times those before.
+    before = _run(_R, _S, _R**2, _S**2, _R**2, _S**2, sp.Integer(2)).subs(BATCHES, 2)
+    first = _start(_R, _S, _R**2, _S**2).subs(BATCHES, 2)
+    directly = ((_R + _R**2) * (_S + _S**2) * first + (1 + _R - 1) * (1 + _S - 1)) / 4  # the noise is xi, then -xi
+    return (*run_claims(), ("one epoch of M = 2, after its steps, added up directly", _R * _S * before - directly))
 
 
 def flat_claims() -> Claims:

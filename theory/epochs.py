@@ -32,6 +32,8 @@ from ._epoch_kernels import (
     flat_kernel,
     kernel_claims,
     position_kernel,
+    run_after_claims,
+    run_after_kernel,
     run_claims,
     run_kernel,
 )
@@ -205,7 +207,7 @@ _LAWS: dict[str, tuple[str, Kernel, Callable[[], Claims]]] = {
     "position": ("epoch_covariance", position_kernel, kernel_claims),
     "average": ("epoch_covariance[average]", average_kernel, average_claims),
     "run": ("epoch_average_covariance", run_kernel, run_claims),
-    "run after": ("epoch_average_covariance[after]", lambda r, s: r * s * run_kernel(r, s), run_claims),
+    "run after": ("epoch_average_covariance[after]", run_after_kernel, run_after_claims),
 }
 
 

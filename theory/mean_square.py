@@ -128,6 +128,8 @@ def mean_square_threshold(rule: UpdateRule | Optimizer, eigenvalues: Sequence[Nu
         If ``lr`` is bound, missing, or not the only symbol.
     InvalidProblemError
         If an eigenvalue is negative or no number, all are 0, or the batch size is not a positive integer.
+    InvalidRuleError
+        If the rule calls its gradient more than once a step, or its mean is not stable for small learning rates.
 
     Examples
     --------
@@ -146,11 +148,15 @@ def mean_square_threshold(rule: UpdateRule | Optimizer, eigenvalues: Sequence[Nu
             name="lr",
         )
     values, size = spectrum(eigenvalues), batch_size_number(batch_size)
-    share = _share(optimizer).expression.subs(BATCH_SIZE, size)
-    return _least_root_of_one(share, values, optimizer.rule["lr"].symbol)
+    share, lr = _share(optimizer).expression.subs(BATCH_SIZE, size), optimizer.rule["lr"].symbol
+    threshold = _least_root_of_one(share, values, lr)
+    for h in values:
+        _require_stable_mean(optimizer, h, lr, threshold)
+    return threshold
 
 
 def spectrum(eigenvalues: Sequence[Number]) -> Counter[sp.Rational]:
+    """Return the positive eigenvalues, exact, with their multiplicities."""
     values = [_exact_rational(h) for h in eigenvalues]
     wrong = next((given for given, h in zip(eigenvalues, values, strict=True) if h is None or h < 0), None)
     if wrong is not None or not any(values):
@@ -160,6 +166,7 @@ def spectrum(eigenvalues: Sequence[Number]) -> Counter[sp.Rational]:
 
 
 def batch_size_number(batch_size: int) -> sp.Integer:
+    """Return a batch size as it enters formulas; refuse what is none."""
     if isinstance(batch_size, bool) or sp.Integer(batch_size) != batch_size or batch_size < 1:
         raise InvalidProblemError(f"batch_size must be a positive integer, got {batch_size!r}.")
     return sp.Integer(batch_size)
@@ -183,6 +190,19 @@ def _least_root_of_one(share: sp.Expr, values: Counter[sp.Rational], unknown: sp
             f"a share {share} has a pole before U = 1; the rule does not start from U = 0 at {unknown} = 0."
         )
     return roots[0]
+
+
+def _require_stable_mean(optimizer: Optimizer, h: sp.Rational, lr: sp.Symbol, threshold: sp.Expr) -> None:
+    """Make sure that the mean is stable all the way from lr = 0 to the threshold, as U takes for granted."""
+    conditions = stability(optimizer)
+    inside = sp.Rational(sp.N(threshold, 30)) / 2
+    for margin in (sp.Poly(m.subs(conditions.h, h), lr) for m in conditions.margins):
+        crossed = margin.degree() > 0 and any(0 < root < threshold for root in margin.real_roots())
+        if crossed or margin.eval(inside) <= 0:
+            raise InvalidRuleError(
+                f"{optimizer!r} is not stable in the mean for all lr below {sp.N(threshold, 6)} at the Hessian "
+                f"eigenvalue {h}, so its mean-square threshold is no root of U = 1. stability() has the conditions for the mean."
+            )
 
 
 @functools.lru_cache(maxsize=64)

@@ -171,7 +171,9 @@ def test_critical_damping_has_its_own_form(roots):
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_every_formula_proves_itself(rule):
-    for formula in (epoch_covariance(rule), epoch_covariance(rule, "average"), epoch_average_covariance(rule)):
+    covariances = (epoch_covariance(rule), epoch_covariance(rule, "average"))
+    averages = (epoch_average_covariance(rule), epoch_average_covariance(rule, after=True))
+    for formula in (*covariances, *averages):
         assert formula.prove().claims
         assert {s.name for s in formula.explicit().free_symbols} <= {s.name for s in formula.symbols.values()}
 

@@ -526,3 +526,12 @@ def test_thresholds_refuse_what_they_cannot_take():
         mean_square_threshold(sgd, (1,), 0)
     with pytest.raises(HyperparameterError, match="no value for momentum"):
         largest_linear_scaling(heavy_ball(lr=1), (1,), 1)
+
+    @update_rule(slots=("w",))
+    def ascent(state, grad, *, lr):
+        """Climbs until a step is so long that it overshoots: stable for no learning rate near 0."""
+        (w,) = state
+        return (w - (lr - 1) * grad(w),)
+
+    with pytest.raises(InvalidRuleError, match="not stable in the mean"):
+        mean_square_threshold(ascent, (1,), 8)
