@@ -201,7 +201,7 @@ def _require_stable_mean(optimizer: Optimizer, h: sp.Rational, lr: sp.Symbol, th
         if crossed or margin.eval(inside) <= 0:
             raise InvalidRuleError(
                 f"{optimizer!r} is not stable in the mean for all lr below {sp.N(threshold, 6)} at the Hessian "
-                f"eigenvalue {h}, so its mean-square threshold is no root of U = 1. stability() has the conditions for the mean."
+                f"eigenvalue {h}, so its mean-square threshold is no root of U = 1; see stability()."
             )
 
 
