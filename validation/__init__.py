@@ -15,6 +15,7 @@
 `fgsm`, `pgd`              worst-case inputs within a ball and a domain
 `mlp`, `cnn`, `digits`     small networks, and data for them
 `adaptive_covariance`      of the real ``torch.optim.Adam`` or ``RMSprop``, whose second moments fluctuate
+`tail_index`               Hill's estimate of the tail index of the weights -> `TailEstimate`
 ========================== ===========================================================================
 """
 
@@ -28,6 +29,7 @@ from .linearized import LinearizedEstimate, LinearizedNetwork
 from .networks import cnn, digits, mlp
 from .schedules import schedule_from_torch
 from .stationary import Estimate, stationary_covariance
+from .tails import TailEstimate, tail_index
 from .torch_optimizers import from_torch, torch_optimizer
 from .trajectory import Trajectory, trajectory
 from .transient import TransientEstimate, transient_covariance
@@ -40,6 +42,7 @@ __all__ = [
     "Estimate",
     "LinearizedEstimate",
     "LinearizedNetwork",
+    "TailEstimate",
     "Trajectory",
     "TransientEstimate",
     "adaptive_covariance",
@@ -56,6 +59,7 @@ __all__ = [
     "pgd",
     "schedule_from_torch",
     "stationary_covariance",
+    "tail_index",
     "torch_optimizer",
     "trajectory",
     "transient_covariance",

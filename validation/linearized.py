@@ -26,19 +26,20 @@ from ..numerics import (
     GradientNoise,
     LeastSquares,
     MinibatchNoise,
-    StationaryCovariance,
-    TransientCovariance,
     VectorLeastSquares,
     VectorMinibatchNoise,
 )
 from ..theory import Optimizer
 from ._functional import LOSSES, FlatModel
-from ._jacobian import Range, jacobian, range_of
+from ._jacobian import jacobian, range_of
+from ._linearized_data import as_array, checked_inputs, checked_targets
 from ._linearized_runs import LinearizedEstimate, Tangent, measured
+from ._range_coordinates import RangeCoordinates
 from ._runs import Engine
 from ._softmax_quadratic import softmax_quadratic
 from ._starts import Start
 from .attacks import pgd
+from .local_quadratic import LocalQuadratic, local_quadratic
 
 __all__ = ["LinearizedEstimate", "LinearizedNetwork"]
 
@@ -50,7 +51,7 @@ Attack: TypeAlias = Callable[..., torch.Tensor]
 JACOBIAN_BYTES = 1 << 28
 
 
-class LinearizedNetwork:
+class LinearizedNetwork(RangeCoordinates):
     r"""A network linearised at its own weights, on given data: an exactly solvable problem for numerics.
 
     Parameters
@@ -100,7 +101,7 @@ class LinearizedNetwork:
 
     References
     ----------
-    jacot2018ntk
+    jacot2018
 
     Examples
     --------
@@ -139,47 +140,17 @@ class LinearizedNetwork:
             raise InvalidProblemError(f"radius must be a finite number, at least 0, got {radius!r}.")
         self._flat = FlatModel(model, device)
         self.radius, self.attack, self.loss, self.l2 = float(radius), attack or pgd, loss, float(l2)
-        clean = _inputs(x, device)
-        outputs = self._flat.check(clean)
-        self.y = _targets(y, loss, len(clean), outputs.shape[1], device)
-        self._clean = clean
-        self.x = self._attacked(partial(self._flat, self._flat.start), clean, self.y) if self.radius else clean
+        self._clean = self.x = checked_inputs(x, device)
         self._offsets = self._flat.check(self.x)
+        self.y = checked_targets(y, loss, len(self.x), self.outputs, device)
+        if self.radius:
+            self.x = self._attacked(partial(self._flat, self._flat.start), self._clean, self.y)
+            self._offsets = self._flat.check(self.x)
         jac = jacobian(self._flat, self.x, self.outputs, jacobian_bytes)
-        self._range: Range = range_of(jac, rank_tolerance)
+        self._range = range_of(jac, rank_tolerance)
         self._jacobian_bytes = jacobian_bytes
         self.names, self.shapes = self._flat.names, self._flat.shapes
         self.rank_tolerance, self.dropped = self._range.tolerance, self._range.dropped
-
-    @property
-    def parameters(self) -> int:
-        """The number P of parameters."""
-        return self._flat.size
-
-    @property
-    def num_examples(self) -> int:
-        """The number N of examples."""
-        return len(self.x)
-
-    @property
-    def outputs(self) -> int:
-        """The number K of outputs of an example."""
-        return int(self._offsets.shape[1]) if hasattr(self, "_offsets") else int(self._flat.check(self._clean).shape[1])
-
-    @property
-    def rank(self) -> int:
-        """The dimension r of the range, in which everything that is random happens."""
-        return self._range.rank
-
-    @property
-    def singular_values(self) -> Array:
-        """Those of J that count, shape (r,), falling."""
-        return _array(self._range.singular_values)
-
-    @property
-    def explicit(self) -> bool:
-        """Whether the Jacobian is held as a matrix."""
-        return self._range.right is not None
 
     def _rows(self) -> list[tuple[str, str]]:
         attack = f", inputs attacked within {self.radius:g}" if self.radius else ""
@@ -199,82 +170,15 @@ class LinearizedNetwork:
         rows = "".join(f"<tr><th>{name}</th><td>{html.escape(text)}</td></tr>" for name, text in self._rows())
         return f"<table><caption>Linearised network</caption>{rows}</table>"
 
-    # Coordinates -----------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def start(self) -> Array:
-        """The coordinates of the weights that the model has, shape (r,)."""
-        return _array(self._range.coordinates(self._flat.start.unsqueeze(0)).squeeze(0))
-
-    @cached_property
-    def complement(self) -> Array:
-        """What of these weights is outside of the range, shape (P,): nothing but weight decay moves it."""
-        start = self._flat.start
-        return _array(start - self._range.weights(self._range.coordinates(start.unsqueeze(0))).squeeze(0))
-
-    def coordinates(self, weights: ArrayLike) -> Array:
-        """The coordinates of weights in the range.
-
-        Parameters
-        ----------
-        weights : array_like, shape (..., P)
-
-        Returns
-        -------
-        ndarray, shape (..., r)
-        """
-        return self._mapped(weights, self.parameters, self._range.coordinates)
-
-    def weights(self, coordinates: ArrayLike) -> Array:
-        """The weights in the range that have these coordinates; nothing of the complement is in them.
-
-        Parameters
-        ----------
-        coordinates : array_like, shape (..., r)
-
-        Returns
-        -------
-        ndarray, shape (..., P)
-        """
-        return self._mapped(coordinates, self.rank, self._range.weights)
-
-    def _mapped(self, a: ArrayLike, size: int, how: Callable[[torch.Tensor], torch.Tensor]) -> Array:
-        given = np.asarray(a, dtype=np.float64)
-        if given.ndim == 0 or given.shape[-1] != size:
-            raise InvalidProblemError(f"expected an array of shape (..., {size}), got {given.shape}.")
-        rows = torch.tensor(given.reshape(-1, size), device=self.x.device)
-        out = _array(how(rows))
-        return out.reshape(*given.shape[:-1], out.shape[-1])
-
-    def complement_factor(self, optimizer: Optimizer, steps: int) -> float:
-        """By what the complement is multiplied in so many steps from rest: 1 without weight decay.
-
-        Parameters
-        ----------
-        optimizer : Optimizer
-        steps : int
-
-        Returns
-        -------
-        float
-        """
-        return float(numerics.transient_mean(optimizer, [[self.l2]], steps, start=[1.0], optimum=[0.0])[0])
-
     # What numerics solves --------------------------------------------------------------------------------------------
-
-    @cached_property
-    def _design(self) -> tuple[Array, Array]:
-        """Features (N, K, r) and the outputs at a = 0 (N, K)."""
-        features = _array(self._range.features).reshape(self.num_examples, self.outputs, self.rank)
-        return features, _array(self._offsets) - features @ self.start
 
     @cached_property
     def problem(self) -> LeastSquares | VectorLeastSquares:
         """The loss in the coordinates of the range, for numerics: exact, or the local quadratic of cross-entropy."""
         features, offsets = self._design
         if self.loss == "cross_entropy":
-            return softmax_quadratic(features, offsets, _array(self.y).astype(np.int64), self.l2)[0]
-        targets = _array(self.y) - offsets
+            return softmax_quadratic(features, offsets, as_array(self.y).astype(np.int64), self.l2)[0]
+        targets = as_array(self.y) - offsets
         if self.outputs == 1:
             return LeastSquares(features[:, 0], targets[:, 0], self.l2)
         return VectorLeastSquares(features, targets, self.l2)
@@ -312,76 +216,42 @@ class LinearizedNetwork:
             raise InvalidProblemError("label_noise is for the squared loss; classes have no noise to add.")
         return noise + noise.label_noise(label_noise)
 
-    # Functions -------------------------------------------------------------------------------------------------------
-
-    def features(self, x: torch.Tensor | ArrayLike | None = None) -> Array:
-        """The Jacobian of outputs in the coordinates of the range.
+    def local_quadratic(self, batch_size: int, replacement: bool = True) -> LocalQuadratic:
+        """The quadratic of the linearised network's loss with the loss itself: how far is cross-entropy from it?
 
         Parameters
         ----------
-        x : array_like, shape (n, ...), optional
-            Any inputs; those it is linearised on by default.
+        batch_size : int
+        replacement : bool
 
         Returns
         -------
-        ndarray, shape (n, K, r)
+        LocalQuadratic
+            In the coordinates of the range; its `LocalQuadratic.remainder` over a law measures the difference.
         """
-        if x is None:
-            return self._design[0]
-        inputs = _inputs(x, self.x.device)
-        other = jacobian(self._flat, inputs, self.outputs, self._jacobian_bytes)
-        if self._range.right is not None:
-            found = other.times(self._range.right)
-        else:
-            roots = self._range.left / self._range.singular_values
-            found = torch.cat(
-                [other.times(self._range.jacobian.transposed_times(part)) for part in roots.split(32, dim=1)], dim=1
-            )
-        return _array(found).reshape(len(inputs), self.outputs, self.rank)
+        features, offsets = self._design
+        each, l2 = LOSSES[self.loss], self.l2
 
-    def predictions(self, coordinates: ArrayLike, x: torch.Tensor | ArrayLike | None = None) -> Array:
-        """The linearised network's outputs, with the complement of the weights as the model has it.
+        def loss(a: torch.Tensor, rows: torch.Tensor, base: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            outputs = (base + rows @ a).unsqueeze(0)
+            return each(outputs, y.unsqueeze(0)).squeeze(0) + 0.5 * l2 * (a @ a)
+
+        data = (torch.tensor(features), torch.tensor(offsets), self.y.cpu())
+        return local_quadratic(loss, self.problem.optimum, data, batch_size=batch_size, replacement=replacement)
+
+    def complement_factor(self, optimizer: Optimizer, steps: int) -> float:
+        """By what the complement is multiplied in so many steps from rest: 1 without weight decay.
 
         Parameters
         ----------
-        coordinates : array_like, shape (..., r)
-        x : array_like, shape (n, ...), optional
-            Those it is linearised on by default.
+        optimizer : Optimizer
+        steps : int
 
         Returns
         -------
-        ndarray, shape (..., n, K)
+        float
         """
-        given = np.asarray(coordinates, dtype=np.float64)
-        with torch.no_grad():
-            base = self._offsets if x is None else self._flat(self._flat.start, _inputs(x, self.x.device))
-        return np.asarray(_array(base) + np.einsum("nkr,...r->...nk", self.features(x), given - self.start))
-
-    def function_covariance(
-        self,
-        covariance: ArrayLike | StationaryCovariance | TransientCovariance,
-        x: torch.Tensor | ArrayLike | None = None,
-    ) -> Array:
-        r"""The covariance of outputs, :math:`J S J^\top`.
-
-        Parameters
-        ----------
-        covariance : array_like, shape (r, r), or a law of numerics
-            Of the weights in the coordinates of the range.
-        x : array_like, shape (n, ...), optional
-            Those it is linearised on by default.
-
-        Returns
-        -------
-        ndarray, shape (n*K, n*K)
-        """
-        law = isinstance(covariance, StationaryCovariance | TransientCovariance)
-        spread = np.asarray(covariance.value if law else covariance, dtype=np.float64)  # type: ignore[union-attr]
-        if spread.shape != (self.rank, self.rank):
-            raise InvalidProblemError(f"covariance must have shape {(self.rank, self.rank)}, got {spread.shape}.")
-        rows = self.features(x).reshape(-1, self.rank)
-        found = rows @ spread @ rows.T
-        return np.asarray(0.5 * (found + found.T))
+        return float(numerics.transient_mean(optimizer, [[self.l2]], steps, start=[1.0], optimum=[0.0])[0])
 
     # Measurement -----------------------------------------------------------------------------------------------------
 
@@ -474,40 +344,3 @@ class LinearizedNetwork:
         if not isinstance(found, torch.Tensor) or found.shape != x.shape:
             raise InvalidProblemError(f"the attack must return inputs of shape {tuple(x.shape)}, got {found!r}.")
         return found.detach()
-
-
-def _array(a: torch.Tensor) -> Array:
-    return np.asarray(a.detach().cpu().numpy(), dtype=np.float64)
-
-
-def _inputs(x: torch.Tensor | ArrayLike, device: str | torch.device) -> torch.Tensor:
-    given = x if isinstance(x, torch.Tensor) else torch.as_tensor(np.asarray(x))
-    if given.dim() < 2 or not len(given):
-        raise InvalidProblemError(f"x must have shape (N, ...), one example a row, got {tuple(given.shape)}.")
-    found = given.detach().to(device=device, dtype=torch.float64)
-    if not bool(torch.isfinite(found).all()):
-        raise InvalidProblemError(f"x has {int((~torch.isfinite(found)).sum())} entries that are not finite.")
-    return found
-
-
-def _targets(
-    y: torch.Tensor | ArrayLike, loss: str, examples: int, outputs: int, device: str | torch.device
-) -> torch.Tensor:
-    given = (y if isinstance(y, torch.Tensor) else torch.as_tensor(np.asarray(y))).detach().to(device)
-    if loss == "cross_entropy":
-        whole = not given.is_floating_point() and given.shape == (examples,)
-        if outputs < 2 or not whole or bool((given < 0).any() | (given >= outputs).any()):
-            raise InvalidProblemError(
-                f"cross-entropy needs at least 2 outputs and classes of shape ({examples},) from 0 to {outputs - 1}; "
-                f"got {outputs} outputs and y of shape {tuple(given.shape)}."
-            )
-        return given
-    if given.numel() != examples * outputs:
-        hint = " One-hot targets are torch.nn.functional.one_hot(y)." if given.shape == (examples,) else ""
-        raise InvalidProblemError(
-            f"y must have shape ({examples}, {outputs}), one target for each output, got {tuple(given.shape)}.{hint}"
-        )
-    found = given.double().reshape(examples, outputs)
-    if not bool(torch.isfinite(found).all()):
-        raise InvalidProblemError(f"y has {int((~torch.isfinite(found)).sum())} entries that are not finite.")
-    return found

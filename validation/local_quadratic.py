@@ -1,0 +1,424 @@
+r"""The quadratic that a differentiable loss is near an optimum, and how far the loss is from it over a predicted law.
+
+.. math:: L(w) = \frac1N \sum_n \ell_n(w) \approx L(w^*) + \tfrac12 (w - w^*)^\top H (w - w^*) ,
+
+with the noise that minibatches have at the optimum. The law that numerics solves for this quadratic is the loss's own as
+far as
+
+.. math:: \mathrm E\,\big|L(w^* + \delta) - L(w^*) - \tfrac12 \delta^\top H \delta\big| , \qquad \delta \sim N(0, \Sigma),
+
+is small beside :math:`\mathrm{tr}(H \Sigma)/2`: `LocalQuadratic.remainder` measures it.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import scipy.linalg
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse.linalg import LinearOperator
+
+from ..errors import InvalidProblemError
+from ..numerics import MinibatchNoise, Quadratic, QuadraticExamples, StationaryCovariance, TransientCovariance
+from ._draws import range_factor
+from ._functional import FlatModel, Loss, per_example_loss
+from ._pointwise_loss import PointwiseLoss
+
+__all__ = ["CubicRemainder", "LocalQuadratic", "flat_loss", "local_quadratic"]
+
+Array: TypeAlias = NDArray[np.float64]
+
+#: Memory that an explicit Hessian, and the Hessians of all examples, may take.
+HESSIAN_BYTES = 1 << 28
+#: An asymmetry or a negative eigenvalue up to this multiple of the largest is rounding of the derivatives.
+ROUNDING = 1e-10
+
+
+@dataclass(frozen=True)
+class CubicRemainder:
+    r"""What the quadratic misses of the loss, averaged over :math:`\delta \sim N(0, \Sigma)`.
+
+    Attributes
+    ----------
+    value, standard_error : float
+        Mean of ``|L(w* + d) - L(w*) - d'Hd/2|``.
+    bias, bias_standard_error : float
+        The same with its sign: how much larger the loss is than the quadratic.
+    scale : float
+        ``tr(H Sigma)/2``, the mean of the quadratic part itself.
+    samples : int
+    """
+
+    value: float
+    standard_error: float
+    bias: float
+    bias_standard_error: float
+    scale: float
+    samples: int
+
+    @property
+    def relative(self) -> float:
+        """``value / scale``: the quadratic law is to be trusted where it is small."""
+        return self.value / self.scale if self.scale else math.inf if self.value else 0.0
+
+    @property
+    def relative_standard_error(self) -> float:
+        """Of :attr:`relative`."""
+        return self.standard_error / self.scale if self.scale else math.inf
+
+    def __str__(self) -> str:
+        return f"{self.relative:.3%} +- {self.relative_standard_error:.1%} of tr(H Sigma)/2 = {self.scale:.4g}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LocalQuadratic:
+    """A loss near an optimum: a problem for numerics, and the loss itself to hold it against.
+
+    Attributes
+    ----------
+    optimum : ndarray, shape (d,)
+    value : float
+        The loss there.
+    hessian : ndarray, shape (d, d), or scipy.sparse.linalg.LinearOperator
+        Its products only where the matrix does not fit.
+    asymmetry : float
+        Of the Hessian as it was computed, relative to its largest entry; the mean with its transpose was taken.
+    gradient_norm, allowed_gradient_norm : float
+        Of the mean gradient at the optimum.
+    per_example_gradients : ndarray, shape (N, d)
+    batch_size : int
+    replacement : bool
+    """
+
+    optimum: Array
+    value: float
+    hessian: Array | LinearOperator
+    asymmetry: float
+    gradient_norm: float
+    allowed_gradient_norm: float
+    per_example_gradients: Array = field(repr=False)
+    batch_size: int
+    replacement: bool
+    _loss: PointwiseLoss = field(repr=False)
+
+    @property
+    def dim(self) -> int:
+        """The number d of parameters."""
+        return len(self.optimum)
+
+    @property
+    def num_examples(self) -> int:
+        """The number N of examples."""
+        return len(self.per_example_gradients)
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the Hessian is held as a matrix."""
+        return isinstance(self.hessian, np.ndarray)
+
+    def _rows(self) -> list[tuple[str, str]]:
+        replaced = "with" if self.replacement else "without"
+        return [
+            ("loss", f"{self.value:.6g} at its optimum, {self.dim} parameters"),
+            ("gradient", f"{self.gradient_norm:.3g} (at most {self.allowed_gradient_norm:.3g} allowed)"),
+            ("Hessian", "a matrix" if self.explicit else "products only"),
+            ("noise", f"of minibatches of {self.batch_size} of {self.num_examples} examples {replaced} replacement"),
+        ]
+
+    def __repr__(self) -> str:
+        return "\n".join(["LocalQuadratic", *(f"  {name:<9} {text}" for name, text in self._rows())])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{name}</th><td>{html.escape(text)}</td></tr>" for name, text in self._rows())
+        return f"<table><caption>Local quadratic</caption>{rows}</table>"
+
+    @cached_property
+    def noise(self) -> Array:
+        """The covariance of a minibatch's mean gradient at the optimum, shape (d, d)."""
+        if not self.explicit:
+            raise InvalidProblemError(f"a covariance of {self.dim} x {self.dim} does not fit; see noise_root.")
+        root = self.noise_root
+        covariance = root @ root.T
+        return np.asarray(0.5 * (covariance + covariance.T))
+
+    @cached_property
+    def noise_root(self) -> Array:
+        """R of shape (d, N) with ``R R' = noise``."""
+        size, count = self.batch_size, self.num_examples
+        factor = 1.0 / size if self.replacement else (count - size) / (size * max(count - 1, 1))
+        centred = self.per_example_gradients - self.per_example_gradients.mean(axis=0)
+        return np.asarray(centred.T * math.sqrt(factor / count))
+
+    @cached_property
+    def quadratic(self) -> Quadratic:
+        """The problem with additive noise.
+
+        Raises
+        ------
+        InvalidProblemError
+            If the Hessian is no matrix.
+        """
+        if not isinstance(self.hessian, np.ndarray):
+            raise InvalidProblemError(
+                f"a Hessian of {self.dim} x {self.dim} does not fit into the memory allowed, and numerics takes "
+                f"matrices. Give hessian='explicit', or linearise the network: LinearizedNetwork works in the few "
+                f"directions that the data moves."
+            )
+        return Quadratic(self.hessian, self.noise, self.optimum)
+
+    @cached_property
+    def examples(self) -> QuadraticExamples:
+        """The problem with every example's own quadratic: ``MinibatchNoise(local.examples, batch_size)``.
+
+        Raises
+        ------
+        InvalidProblemError
+            If N Hessians do not fit into memory.
+        """
+        if self.num_examples * self.dim**2 * 8 > HESSIAN_BYTES:
+            raise InvalidProblemError(
+                f"{self.num_examples} Hessians of {self.dim} x {self.dim} take more than {HESSIAN_BYTES:,} bytes; "
+                f"the additive law needs their mean only: local.quadratic."
+            )
+        hessians = self._loss.per_example_hessians()
+        hessians = 0.5 * (hessians + hessians.transpose(0, 2, 1))
+        return QuadraticExamples(hessians, self.per_example_gradients - hessians @ self.optimum)
+
+    def minibatch_noise(self) -> MinibatchNoise:
+        """The noise of minibatches of :attr:`examples`, which follows the weights.
+
+        Returns
+        -------
+        MinibatchNoise
+        """
+        return MinibatchNoise(self.examples, self.batch_size, self.replacement)
+
+    def remainder(
+        self,
+        covariance: ArrayLike | StationaryCovariance | TransientCovariance | None = None,
+        *,
+        root: ArrayLike | None = None,
+        samples: int = 1000,
+        rng: np.random.Generator | int | None = None,
+    ) -> CubicRemainder:
+        """Measure what the quadratic misses of the loss over a Gaussian about the optimum.
+
+        Parameters
+        ----------
+        covariance : array_like, shape (d, d), or a law of numerics
+            The predicted covariance of the weights.
+        root : array_like, shape (d, k)
+            In its place: R with ``covariance = R R'``.
+        samples : int
+            At least 2.
+        rng : numpy.random.Generator or int, optional
+
+        Returns
+        -------
+        CubicRemainder
+
+        Raises
+        ------
+        InvalidProblemError
+            If an argument does not fit, or the loss is not finite somewhere.
+        """
+        if (covariance is None) == (root is None):
+            raise InvalidProblemError("give the covariance of the weights, or root=... with covariance = root root'.")
+        if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 2:
+            raise InvalidProblemError(f"samples must be an integer of at least 2, got {samples!r}.")
+        if root is None:
+            law = isinstance(covariance, StationaryCovariance | TransientCovariance)
+            spread = np.asarray(covariance.value if law else covariance, dtype=np.float64)  # type: ignore[union-attr]
+            if spread.shape != (self.dim, self.dim) or not np.isfinite(spread).all():
+                raise InvalidProblemError(f"covariance must be finite and of shape {(self.dim, self.dim)}.")
+            factor = range_factor(spread) if np.any(spread) else np.zeros((self.dim, 1))
+        else:
+            factor = np.asarray(root, dtype=np.float64)
+            if factor.ndim != 2 or len(factor) != self.dim or not np.isfinite(factor).all():
+                raise InvalidProblemError(f"root must be finite and of shape ({self.dim}, k), got {factor.shape}.")
+        curved = np.asarray(self.hessian @ factor)
+        deltas = np.random.default_rng(rng).standard_normal((samples, factor.shape[1]))
+        forms = np.einsum("ni,ij,nj->n", deltas, factor.T @ curved, deltas)
+        losses = self._loss.mean_at(self.optimum + deltas @ factor.T)
+        bad = int(np.count_nonzero(~np.isfinite(losses)))
+        if bad:
+            raise InvalidProblemError(f"the loss is not finite at {bad} of {samples} points drawn from the covariance.")
+        missed = losses - self.value - 0.5 * forms
+        size = np.abs(missed)
+        return CubicRemainder(
+            value=float(size.mean()),
+            standard_error=float(size.std(ddof=1) / np.sqrt(samples)),
+            bias=float(missed.mean()),
+            bias_standard_error=float(missed.std(ddof=1) / np.sqrt(samples)),
+            scale=0.5 * float(np.sum(factor * curved)),
+            samples=int(samples),
+        )
+
+
+def local_quadratic(
+    loss: Callable[..., torch.Tensor],
+    optimum: torch.Tensor | ArrayLike,
+    data: torch.Tensor | ArrayLike | Sequence[torch.Tensor | ArrayLike],
+    *,
+    batch_size: int,
+    replacement: bool = True,
+    gradient_tolerance: float = 1e-6,
+    hessian: Literal["auto", "explicit", "products"] = "auto",
+    device: str | torch.device = "cpu",
+) -> LocalQuadratic:
+    """The quadratic of a differentiable loss at an optimum, with the noise of its minibatches.
+
+    Parameters
+    ----------
+    loss : callable
+        ``loss(w, *example)``, the loss of ONE example at weights w of shape (d,), a scalar tensor that ``torch.func``
+        can differentiate. `flat_loss` makes one of a network.
+    optimum : array_like, shape (d,)
+    data : array_like, shape (N, ...), or a tuple of such
+        What ``loss`` is given one entry of: ``(x, y)``. Floats are taken to double precision.
+    batch_size : int
+        From 1 to N.
+    replacement : bool
+    gradient_tolerance : float
+        The mean gradient may be at most this multiple of the root mean square of the examples' own.
+    hessian : {"auto", "explicit", "products"}
+        "auto": a matrix up to a quarter of a gigabyte.
+    device : str or torch.device
+
+    Returns
+    -------
+    LocalQuadratic
+
+    Raises
+    ------
+    InvalidProblemError
+        If the point is no optimum (with the gradient it has, and what a Newton step would gain) or a saddle (with the
+        smallest eigenvalue); if the loss is not finite, not differentiable, or has a kink there.
+
+    Examples
+    --------
+    The cosh of w - x over x = -1 and 1 has its minimum at 0, where its curvature is cosh(1):
+
+    >>> local = local_quadratic(lambda w, x: torch.cosh(w[0] - x), [0.0], [-1.0, 1.0], batch_size=1)
+    >>> local.hessian, local.noise  # sinh(1)^2 is the noise
+    (array([[1.54308063]]), array([[1.38109785]]))
+    >>> local.remainder([[0.01]], rng=0).relative < 0.01
+    True
+    """
+    if hessian not in ("auto", "explicit", "products"):
+        raise InvalidProblemError(f"hessian must be 'auto', 'explicit' or 'products', got {hessian!r}.")
+    point = PointwiseLoss.of(loss, optimum, data, device)
+    if isinstance(batch_size, bool) or not 1 <= batch_size <= point.num_examples or int(batch_size) != batch_size:
+        raise InvalidProblemError(
+            f"batch_size must be an integer from 1 to the number of examples, {point.num_examples}, got {batch_size!r}."
+        )
+    value, gradients = point.value_and_gradients()
+    point.refuse_kinks(gradients)
+    mean = gradients.mean(axis=0)
+    fits = point.dim**2 * 8 <= HESSIAN_BYTES
+    products = hessian == "products" or (hessian == "auto" and not fits)
+    curvature: Array | LinearOperator
+    if products:
+        curvature, asymmetry = point.hessian_operator(), 0.0
+        largest = float(np.linalg.norm(curvature @ np.ones(point.dim))) / math.sqrt(point.dim)
+    else:
+        matrix = point.hessian()
+        largest = float(np.abs(matrix).max())
+        asymmetry = float(np.abs(matrix - matrix.T).max()) / largest if largest else 0.0
+        if asymmetry > ROUNDING:
+            raise InvalidProblemError(f"the Hessian is not symmetric, by {asymmetry:.3g}: the loss is not smooth.")
+        curvature = np.asarray(0.5 * (matrix + matrix.T))
+    if not np.any(gradients) and largest == 0.0:
+        raise InvalidProblemError(
+            "the gradient of every example is exactly 0, and so is the Hessian: the loss does not depend on the "
+            "weights in a differentiable way (a number of errors?). Give a differentiable surrogate."
+        )
+    norm = float(np.linalg.norm(mean))
+    size = float(np.sqrt(np.mean(np.square(gradients).sum(axis=1))))
+    rounding = 1e3 * np.finfo(np.float64).eps * largest * max(1.0, float(np.linalg.norm(point.optimum)))
+    allowed = gradient_tolerance * size + rounding
+    if isinstance(curvature, np.ndarray):
+        _refuse_saddle(curvature)
+    if not norm <= allowed:
+        raise InvalidProblemError(_not_optimal(norm, allowed, size, mean, curvature))
+    return LocalQuadratic(
+        optimum=point.optimum,
+        value=value,
+        hessian=curvature,
+        asymmetry=asymmetry,
+        gradient_norm=norm,
+        allowed_gradient_norm=allowed,
+        per_example_gradients=gradients,
+        batch_size=int(batch_size),
+        replacement=replacement,
+        _loss=point,
+    )
+
+
+def flat_loss(
+    model: torch.nn.Module, loss: Loss = "cross_entropy", *, l2: float = 0.0, device: str | torch.device = "cpu"
+) -> tuple[Callable[..., torch.Tensor], torch.Tensor]:
+    """A network's loss of one example as a function of one vector of all weights, and the weights it has.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Not changed; refused in training mode with dropout or batch normalisation.
+    loss : {"cross_entropy", "squared", "logistic"} or callable
+        A callable maps outputs (n, K) and y to n losses.
+    l2 : float
+        Adds ``l2 |w|^2 / 2``.
+    device : str or torch.device
+
+    Returns
+    -------
+    loss : callable
+        ``loss(w, x, y)`` for `local_quadratic`.
+    weights : torch.Tensor, shape (P,)
+
+    Raises
+    ------
+    InvalidProblemError
+        If the model is no fixed function of its inputs.
+
+    Examples
+    --------
+    >>> from sgdcov.validation import mlp
+    >>> loss, w = flat_loss(mlp((2, 1)), "squared")
+    >>> float(loss(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 1.0]), torch.tensor(4.0)))  # (1 + 2 + 3 - 4)^2 / 2
+    2.0
+    """
+    flat, each = FlatModel(model, device), per_example_loss(loss)
+
+    def of_one(w: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        found = each(flat(w, x.unsqueeze(0)), y.unsqueeze(0)).squeeze(0)
+        return found + 0.5 * l2 * (w @ w) if l2 else found
+
+    return of_one, flat.start.clone()
+
+
+def _refuse_saddle(hessian: Array) -> None:
+    values = scipy.linalg.eigvalsh(hessian)
+    if values[0] < -ROUNDING * max(abs(values[0]), abs(values[-1])):
+        raise InvalidProblemError(
+            f"the point is no minimum: the smallest eigenvalue of the Hessian is {values[0]:.6g} (the largest "
+            f"{values[-1]:.6g}), so the loss falls along its eigenvector."
+        )
+
+
+def _not_optimal(norm: float, allowed: float, size: float, mean: Array, hessian: Any) -> str:
+    text = (
+        f"the point is no optimum: the mean gradient has norm {norm:.6g}, {norm / size if size else math.inf:.3g} of "
+        f"the root mean square {size:.6g} of the examples' own, and {allowed:.3g} is allowed."
+    )
+    if isinstance(hessian, np.ndarray):
+        step = np.asarray(scipy.linalg.lstsq(hessian, mean)[0])
+        text += f" A Newton step of length {np.linalg.norm(step):.3g} would lower the loss by about {0.5 * mean @ step:.3g}."
+    return text + " Minimise further, or allow more by gradient_tolerance=..."
