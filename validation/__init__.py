@@ -12,6 +12,8 @@
 `torch_optimizer`          the real ``torch.optim`` object behind a rule; `from_torch` the reverse
 `schedule_from_torch`      the schedule that a real ``torch.optim.lr_scheduler`` follows
 `LinearizedNetwork`        a network linear in its weights, measured in all of them -> `LinearizedEstimate`
+`local_quadratic`          of a differentiable loss at an optimum, with what it misses -> `LocalQuadratic`
+`flat_loss`                a network's loss as a function of one vector
 `fgsm`, `pgd`              worst-case inputs within a ball and a domain
 `mlp`, `cnn`, `digits`     small networks, and data for them
 `adaptive_covariance`      of the real ``torch.optim.Adam`` or ``RMSprop``, whose second moments fluctuate
@@ -26,6 +28,7 @@ from .attacks import fgsm, pgd
 from .averages import AutocovarianceEstimate, AverageEstimate, autocovariance, average_covariance
 from .epochs import EpochEstimate, epoch_average_covariance, epoch_covariance
 from .linearized import LinearizedEstimate, LinearizedNetwork
+from .local_quadratic import CubicRemainder, LocalQuadratic, flat_loss, local_quadratic
 from .networks import cnn, digits, mlp
 from .schedules import schedule_from_torch
 from .stationary import Estimate, stationary_covariance
@@ -38,10 +41,12 @@ __all__ = [
     "Agreement",
     "AutocovarianceEstimate",
     "AverageEstimate",
+    "CubicRemainder",
     "EpochEstimate",
     "Estimate",
     "LinearizedEstimate",
     "LinearizedNetwork",
+    "LocalQuadratic",
     "TailEstimate",
     "Trajectory",
     "TransientEstimate",
@@ -54,7 +59,9 @@ __all__ = [
     "epoch_average_covariance",
     "epoch_covariance",
     "fgsm",
+    "flat_loss",
     "from_torch",
+    "local_quadratic",
     "mlp",
     "pgd",
     "schedule_from_torch",

@@ -1,6 +1,6 @@
 r"""The local quadratic of cross-entropy with linear outputs, at its minimum, as least squares with several outputs.
 
-With outputs :math:`f_n = c_n + \Phi_n a`, probabilities p and :math:`s = \sqrt p`, gradient and Hessian of an example are
+With outputs :math:`f_n = c_n + \Phi_n a`, probabilities p and :math:`s = \sqrt p`, the gradient and Hessian are
 
 .. math:: \Phi_n^\top (p - e_y), \qquad
           \Phi_n^\top (\operatorname{diag} p - p p^\top) \Phi_n = \Phi_n^\top R^\top R\, \Phi_n , \qquad

@@ -217,7 +217,7 @@ class LinearizedNetwork(RangeCoordinates):
         return noise + noise.label_noise(label_noise)
 
     def local_quadratic(self, batch_size: int, replacement: bool = True) -> LocalQuadratic:
-        """The quadratic of the linearised network's loss with the loss itself: how far is cross-entropy from it?
+        """The quadratic of the linearised network's loss, and the loss itself to hold it against.
 
         Parameters
         ----------

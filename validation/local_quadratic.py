@@ -2,10 +2,11 @@ r"""The quadratic that a differentiable loss is near an optimum, and how far the
 
 .. math:: L(w) = \frac1N \sum_n \ell_n(w) \approx L(w^*) + \tfrac12 (w - w^*)^\top H (w - w^*) ,
 
-with the noise that minibatches have at the optimum. The law that numerics solves for this quadratic is the loss's own as
-far as
+with the noise that minibatches have at the optimum. The law that numerics solves for this quadratic is the loss's own
+as far as
 
-.. math:: \mathrm E\,\big|L(w^* + \delta) - L(w^*) - \tfrac12 \delta^\top H \delta\big| , \qquad \delta \sim N(0, \Sigma),
+.. math:: \mathrm E\,\big|L(w^* + \delta) - L(w^*) - \tfrac12 \delta^\top H \delta\big| ,
+          \qquad \delta \sim N(0, \Sigma) ,
 
 is small beside :math:`\mathrm{tr}(H \Sigma)/2`: `LocalQuadratic.remainder` measures it.
 """
@@ -420,5 +421,6 @@ def _not_optimal(norm: float, allowed: float, size: float, mean: Array, hessian:
     )
     if isinstance(hessian, np.ndarray):
         step = np.asarray(scipy.linalg.lstsq(hessian, mean)[0])
-        text += f" A Newton step of length {np.linalg.norm(step):.3g} would lower the loss by about {0.5 * mean @ step:.3g}."
+        length, gain = float(np.linalg.norm(step)), 0.5 * float(mean @ step)
+        text += f" A Newton step of length {length:.3g} would lower the loss by about {gain:.3g}."
     return text + " Minimise further, or allow more by gradient_tolerance=..."
