@@ -15,7 +15,10 @@ from sgdcov.theory import (
     input_noise_moments,
     label_noise_covariance,
     langevin_covariance,
+    qhm,
+    sam,
     sgd,
+    sgdw,
     stationary_covariance,
     update_rule,
 )
@@ -117,7 +120,7 @@ def test_label_noise_as_published():
     assert is_zero(formula.expression - lr * sigma**2 / size / (2 - lr * h))
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", [*RULES[:4], qhm(beta=R(5, 7), nu=R(2, 3)), sgdw(momentum=R(4, 5)), sam], ids=repr)
 def test_every_formula_proves_itself(rule):
     for make in (langevin_covariance, label_noise_covariance):
         formula = make(rule)

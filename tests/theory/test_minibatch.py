@@ -456,7 +456,19 @@ def test_literature_on_gaussian_minibatches():
 # --- the rest -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", ONCE, ids=lambda rule: rule.name)
+# With all symbols free the rules of many hyper-parameters take seconds each: those are proved in the slow run.
+SYMBOLIC = [
+    sgd,
+    heavy_ball,
+    nesterov,
+    polyak,
+    qhm(beta=R(5, 7), nu=R(2, 3)),
+    sgdw(momentum=R(4, 5), weight_decay=R(1, 9)),
+]
+LONG = [pytest.param(rule, marks=pytest.mark.slow, id=rule.name) for rule in (qhm, sgdw)]
+
+
+@pytest.mark.parametrize("rule", [*SYMBOLIC, *LONG], ids=repr)
 def test_every_formula_proves_itself(rule):
     made = [
         minibatch_second_moment(rule, replacement=False),
