@@ -20,7 +20,7 @@ def as_array(a: torch.Tensor) -> Array:
 
 def checked_inputs(x: torch.Tensor | ArrayLike, device: str | torch.device) -> torch.Tensor:
     """Inputs of shape (N, ...)."""
-    given = x if isinstance(x, torch.Tensor) else torch.as_tensor(np.asarray(x))
+    given = x if isinstance(x, torch.Tensor) else torch.tensor(np.asarray(x))
     if given.dim() < 2 or not len(given):
         raise InvalidProblemError(f"x must have shape (N, ...), one example a row, got {tuple(given.shape)}.")
     found = given.detach().to(device=device, dtype=torch.float64)
@@ -33,7 +33,7 @@ def checked_targets(
     y: torch.Tensor | ArrayLike, loss: str, examples: int, outputs: int, device: str | torch.device
 ) -> torch.Tensor:
     """Targets of shape (N, K), or classes of shape (N,) for cross-entropy."""
-    given = (y if isinstance(y, torch.Tensor) else torch.as_tensor(np.asarray(y))).detach().to(device)
+    given = (y if isinstance(y, torch.Tensor) else torch.tensor(np.asarray(y))).detach().to(device)
     if loss == "cross_entropy":
         whole = not given.is_floating_point() and given.shape == (examples,)
         if outputs < 2 or not whole or bool((given < 0).any() | (given >= outputs).any()):

@@ -182,7 +182,7 @@ class PointwiseLoss:
 
 
 def _tensor(a: torch.Tensor | ArrayLike, device: str | torch.device) -> torch.Tensor:
-    given = (a if isinstance(a, torch.Tensor) else torch.as_tensor(np.asarray(a))).detach().to(device)
+    given = (a if isinstance(a, torch.Tensor) else torch.tensor(np.asarray(a))).detach().to(device)
     return given.double() if given.is_floating_point() else given
 
 

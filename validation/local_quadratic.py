@@ -211,6 +211,9 @@ class LocalQuadratic:
     ) -> CubicRemainder:
         """Measure what the quadratic misses of the loss over a Gaussian about the optimum.
 
+        The gradient noise may leave its own value sooner than the mean loss does: where examples differ much, hold a
+        measured law against the prediction as well.
+
         Parameters
         ----------
         covariance : array_like, shape (d, d), or a law of numerics
