@@ -21,6 +21,19 @@
                                      `crossover_curvature`
 `langevin_covariance`, ...           injected noise: `label_noise_covariance`, `dropout_moments`,
                                      `input_noise_moments`, `corrupted_fourth_moment`
+`adversarial_loss`, ...              attacked linear models, one example: `adversarial_gradient`, `adversarial_hessian`,
+                                     `adversarial_noise`, `shifted_least_squares`; `dual_norm_curvature`,
+                                     `worst_case_shift` of any l_p attack
+`robust_risk`, ...                   on Gaussian data: `robust_gradient`, `robust_hessian` (= `mean_example_hessian` +
+                                     `robust_kink`), `robust_noise`; `robust_minimiser`, `robust_radius`,
+                                     `collapse_radius`, `robust_onset`; `absolute_gaussian_moments`
+`isotropic_hessian`, ...             the same along the radius for isotropic inputs: `isotropic_noise`,
+                                     `isotropic_covariance`; `isotropic_radius`, `isotropic_shrinkage`,
+                                     `noiseless_shrinkage`
+`unhinged_covariance`, ...           the robust unhinged loss: `unhinged_loss`, `unhinged_minimiser`,
+                                     `unhinged_hessian`, `unhinged_noise`
+`weight_perturbation_gain`, ...      perturbed weights (AWP): `perturbed_curvature`, `perturbed_example_weight`;
+                                     normalised: `normalised_example_loss`, `normalised_perturbation_covariance`
 `moment_threshold`, ...              heavy tails: `moment_growth`, `kesten_equation`, `tail_index_statement`
 `catalogue`                          every formula; `sde_limit`, `commuting_heavy_ball`, `momentum_matrix_equation`
                                      are the literature's statements beside ours; on minibatches
@@ -30,9 +43,17 @@
 """
 
 from .. import __version__ as __version__
+from .adversarial import (
+    adversarial_gradient,
+    adversarial_hessian,
+    adversarial_loss,
+    adversarial_noise,
+    shifted_least_squares,
+)
 from .assumptions import Assumption
 from .averages import autocorrelation_time, autocovariance, average_covariance, sandwich_limit
 from .catalogue import catalogue
+from .dual_norm import dual_norm_curvature, worst_case_shift
 from .epochs import (
     crossover_curvature,
     epoch_average_covariance,
@@ -76,6 +97,18 @@ from .powers import characteristic_sequence
 from .recursion import Recursion, recursion
 from .references import bibtex
 from .reshuffling import reshuffling_bias, reshuffling_covariance
+from .robust_isotropic import isotropic_covariance, isotropic_hessian, isotropic_noise
+from .robust_minimiser import collapse_radius, robust_minimiser, robust_onset, robust_radius
+from .robust_population import (
+    absolute_gaussian_moments,
+    mean_example_hessian,
+    robust_gradient,
+    robust_hessian,
+    robust_kink,
+    robust_noise,
+    robust_risk,
+)
+from .robust_shrinkage import isotropic_radius, isotropic_shrinkage, noiseless_shrinkage
 from .rules import RULES, heavy_ball, nesterov, polyak, qhm, sam, sgd, sgdw, with_ema
 from .stability import Stability, stability
 from .stationary import stationary_covariance, stationary_mean
@@ -87,7 +120,15 @@ from .transient import (
     transient_covariance,
     transient_mean,
 )
+from .unhinged import unhinged_covariance, unhinged_hessian, unhinged_loss, unhinged_minimiser, unhinged_noise
 from .update_rule import Optimizer, UpdateRule, update_rule
+from .weight_perturbation import (
+    normalised_example_loss,
+    normalised_perturbation_covariance,
+    perturbed_curvature,
+    perturbed_example_weight,
+    weight_perturbation_gain,
+)
 
 __all__ = [
     "RULES",
@@ -100,17 +141,24 @@ __all__ = [
     "Stability",
     "Step",
     "UpdateRule",
+    "absolute_gaussian_moments",
     "additive_minibatch_limit",
+    "adversarial_gradient",
+    "adversarial_hessian",
+    "adversarial_loss",
+    "adversarial_noise",
     "autocorrelation_time",
     "autocovariance",
     "average_covariance",
     "bibtex",
     "catalogue",
     "characteristic_sequence",
+    "collapse_radius",
     "commuting_heavy_ball",
     "corrupted_fourth_moment",
     "crossover_curvature",
     "dropout_moments",
+    "dual_norm_curvature",
     "early_phase_surrogate",
     "epoch_average_covariance",
     "epoch_covariance",
@@ -122,6 +170,11 @@ __all__ = [
     "gaussian_minibatch_second_moment",
     "heavy_ball",
     "input_noise_moments",
+    "isotropic_covariance",
+    "isotropic_hessian",
+    "isotropic_noise",
+    "isotropic_radius",
+    "isotropic_shrinkage",
     "isotropic_threshold",
     "kesten_equation",
     "label_noise_covariance",
@@ -129,6 +182,7 @@ __all__ = [
     "largest_linear_scaling",
     "learning_rate_change",
     "linear_scaling_gap",
+    "mean_example_hessian",
     "mean_square_share",
     "mean_square_threshold",
     "minibatch_noise",
@@ -141,16 +195,30 @@ __all__ = [
     "mulayoff_michaeli_covariance",
     "mulayoff_michaeli_threshold",
     "nesterov",
+    "noiseless_shrinkage",
+    "normalised_example_loss",
+    "normalised_perturbation_covariance",
+    "perturbed_curvature",
+    "perturbed_example_weight",
     "polyak",
     "qhm",
     "recursion",
     "reshuffling_bias",
     "reshuffling_covariance",
+    "robust_gradient",
+    "robust_hessian",
+    "robust_kink",
+    "robust_minimiser",
+    "robust_noise",
+    "robust_onset",
+    "robust_radius",
+    "robust_risk",
     "sam",
     "sandwich_limit",
     "sde_limit",
     "sgd",
     "sgdw",
+    "shifted_least_squares",
     "spectrally_expressible_covariance",
     "stability",
     "stationary_covariance",
@@ -158,6 +226,13 @@ __all__ = [
     "tail_index_statement",
     "transient_covariance",
     "transient_mean",
+    "unhinged_covariance",
+    "unhinged_hessian",
+    "unhinged_loss",
+    "unhinged_minimiser",
+    "unhinged_noise",
     "update_rule",
+    "weight_perturbation_gain",
     "with_ema",
+    "worst_case_shift",
 ]

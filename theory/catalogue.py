@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from ._attacked import Loss
+from .adversarial import (
+    adversarial_gradient,
+    adversarial_hessian,
+    adversarial_loss,
+    adversarial_noise,
+    shifted_least_squares,
+)
 from .averages import autocorrelation_time, autocovariance, average_covariance, sandwich_limit
+from .dual_norm import dual_norm_curvature, worst_case_shift
 from .epochs import (
     crossover_curvature,
     epoch_average_covariance,
@@ -36,6 +45,18 @@ from .literature import (
 from .mean_square import isotropic_threshold, linear_scaling_gap, mean_square_share
 from .minibatch import finite_data_covariance, minibatch_noise, minibatch_second_moment
 from .reshuffling import reshuffling_bias, reshuffling_covariance
+from .robust_isotropic import Direction, isotropic_covariance, isotropic_hessian, isotropic_noise
+from .robust_minimiser import collapse_radius, robust_minimiser, robust_onset, robust_radius
+from .robust_population import (
+    absolute_gaussian_moments,
+    mean_example_hessian,
+    robust_gradient,
+    robust_hessian,
+    robust_kink,
+    robust_noise,
+    robust_risk,
+)
+from .robust_shrinkage import isotropic_radius, noiseless_shrinkage
 from .rules import RULES, heavy_ball, sam, sgd, sgdw
 from .stationary import stationary_covariance, stationary_mean
 from .tails import kesten_equation, moment_growth, tail_index_statement
@@ -45,6 +66,14 @@ from .transient import (
     momentum_convention_gap,
     transient_covariance,
     transient_mean,
+)
+from .unhinged import unhinged_covariance, unhinged_hessian, unhinged_loss, unhinged_minimiser, unhinged_noise
+from .weight_perturbation import (
+    normalised_example_loss,
+    normalised_perturbation_covariance,
+    perturbed_curvature,
+    perturbed_example_weight,
+    weight_perturbation_gain,
 )
 
 __all__ = ["catalogue"]
@@ -75,7 +104,16 @@ def catalogue() -> tuple[Formula, ...]:
     )
     derived = [make(rule) for rule in RULES for make in makers]
     stated = (commuting_heavy_ball(), momentum_matrix_equation(), momentum_convention_gap(), early_phase_surrogate())
-    return (*derived, *_minibatches(), *_epochs(), *_injected(), *stated, sde_limit(sgd), sde_limit(heavy_ball))
+    return (
+        *derived,
+        *_minibatches(),
+        *_epochs(),
+        *_injected(),
+        *_adversarial(),
+        *stated,
+        sde_limit(sgd),
+        sde_limit(heavy_ball),
+    )
 
 
 def _minibatches() -> tuple[Formula, ...]:
@@ -123,3 +161,32 @@ def _injected() -> tuple[Formula, ...]:
         corrupted_fourth_moment(),
         corrupted_fourth_moment(diagonal=True),
     )
+
+
+def _adversarial() -> tuple[Formula, ...]:
+    attacks = (2, float("inf"), "p")
+    losses: tuple[Loss, ...] = ("squared", "logistic", "hinge")
+    of_one = (adversarial_loss, adversarial_gradient, adversarial_hessian, adversarial_noise)
+    population = (robust_risk, robust_gradient, robust_hessian, mean_example_hessian, robust_kink, robust_noise)
+    along = (robust_radius, collapse_radius, robust_onset)
+    explicit = (robust_minimiser, unhinged_minimiser, unhinged_hessian)
+    directions: tuple[Direction, ...] = ("radial", "transverse")
+    return (
+        *(make(norm) for norm in attacks for make in (dual_norm_curvature, worst_case_shift, unhinged_loss)),
+        *(make(loss, norm) for loss in losses for norm in attacks for make in of_one),
+        shifted_least_squares(),
+        absolute_gaussian_moments(),
+        *(make(norm) for norm in attacks for make in (*population, *along)),
+        *(make(norm) for norm in attacks[:2] for make in explicit),
+        isotropic_radius(),
+        noiseless_shrinkage(),
+        *(make(direction) for direction in directions for make in (isotropic_hessian, isotropic_noise)),
+        unhinged_noise(),
+        *(make(rule, direction) for rule in RULES for direction in directions
+          for make in (isotropic_covariance, unhinged_covariance)),
+        weight_perturbation_gain(),
+        *(perturbed_curvature(replacement=replacement) for replacement in (True, False)),
+        perturbed_example_weight(),
+        normalised_example_loss(),
+        normalised_perturbation_covariance(),
+    )  # fmt: skip

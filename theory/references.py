@@ -218,6 +218,12 @@ _ENTRIES = (
                   "Ji, Xiangyang",
         "title": "On the Dynamics Under the Unhinged Loss and Beyond", "year": "2023", "eprint": "2312.07841",
         "archiveprefix": "arXiv"}),
+    ("article", "hassani2024", {
+        "author": "Hassani, Hamed and Javanmard, Adel",
+        "title": "The curse of overparametrization in adversarial training: Precise analysis of robust generalization "
+                 "for random features regression",
+        "journal": "The Annals of Statistics", "volume": "52", "number": "2", "pages": "441--465", "year": "2024",
+        "doi": "10.1214/24-AOS2353", "eprint": "2201.05149", "archiveprefix": "arXiv"}),
     ("techreport", "bussgang1952", {
         "author": "Bussgang, Julian J.",
         "title": "Crosscorrelation functions of amplitude-distorted {G}aussian signals",

@@ -234,8 +234,8 @@ def test_literature():
 
 def test_catalogue_is_citable():
     formulas = catalogue()
-    on_minibatches, on_epochs, on_injected_noise = 45, 36, 18
-    everything = 9 * len(RULES) + 6 + on_minibatches + on_epochs + on_injected_noise
+    on_minibatches, on_epochs, on_injected_noise, adversarial = 45, 36, 18, 121
+    everything = 9 * len(RULES) + 6 + on_minibatches + on_epochs + on_injected_noise + adversarial
     assert len({f.id for f in formulas}) == len(formulas) == everything
     for formula in formulas:
         assert formula.assumptions
