@@ -119,4 +119,4 @@ def _systematic(weights: Array, rng: np.random.Generator) -> NDArray[np.intp]:
     """Indices drawn in proportion to the weights, with one random number."""
     edges = np.cumsum(weights)
     places = (rng.random() + np.arange(weights.size)) * (edges[-1] / weights.size)
-    return np.minimum(np.searchsorted(edges, places, side="right"), weights.size - 1)
+    return np.asarray(np.minimum(np.searchsorted(edges, places, side="right"), weights.size - 1), dtype=np.intp)
