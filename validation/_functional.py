@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
 from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
+from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from ..errors import InvalidProblemError
 
-__all__ = ["LOSSES", "FlatModel", "Loss", "OutputLoss", "per_example_loss", "refuse_random_modules"]
+__all__ = [
+    "LOSSES",
+    "FlatModel",
+    "Loss",
+    "OutputLoss",
+    "load_forward_mode",
+    "per_example_loss",
+    "refuse_random_modules",
+]
 
 #: Outputs (n, K) and labels to one loss per example, shape (n,).
 OutputLoss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Loss: TypeAlias = str | OutputLoss
+
+
+@functools.cache
+def load_forward_mode() -> None:
+    """Have PyTorch load its forward derivatives, which it compiles by a function that it has itself deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with forward_ad.dual_level():
+            forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
 
 
 def _squared(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -101,6 +121,7 @@ class FlatModel:
         if not isinstance(model, torch.nn.Module):
             raise InvalidProblemError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
         refuse_random_modules(model)
+        load_forward_mode()
         self.model = model
         moving = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not moving:

@@ -13,6 +13,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch.func import grad, grad_and_value, jvp, vmap
 
 from ..errors import InvalidProblemError
+from ._functional import load_forward_mode
 
 __all__ = ["PointwiseLoss"]
 
@@ -39,6 +40,7 @@ class PointwiseLoss:
         cls, loss: Callable[..., torch.Tensor], optimum: Any, data: Any, device: str | torch.device
     ) -> PointwiseLoss:
         """Check a caller's arguments."""
+        load_forward_mode()
         point = _tensor(optimum, device).double()
         if point.dim() != 1 or not len(point) or not bool(torch.isfinite(point).all()):
             raise InvalidProblemError(f"optimum must be a finite vector of shape (d,), got {tuple(point.shape)}.")
