@@ -22,6 +22,11 @@
 `VectorLeastSquares`                 least squares with several outputs; its noise is a `VectorMinibatchNoise`
 `AdversarialLeastSquares`, ...       robust regression and, `AdversarialLogistic`, classification of finite data
 `Certificate`, `Kinks`, ...          of a robust optimum; `LeavingProbability` of its smooth piece
+`kink_corrected_covariance`          the law of robust regression with the curvature of the kinks in it
+`GaussianAdversarialRegression`      robust regression on fresh Gaussian data
+`RobustUnhinged`                     the robust unhinged loss, everything explicit
+`radius_path`                        curvature, noise, covariance, risk and stability along the attack's radius
+`random_features`, `RandomFeatures`  robust regression on the features of a random first layer
 `MinibatchNoise`, ...                gradient noise that depends on the weights, exact: `GaussianMinibatchNoise`
 `EpochNoise`, `epoch_noise`          shuffled epochs: noise that is correlated within an epoch, and that of given data
 `reshuffling_law`                    shuffled epochs of examples whose Hessians differ: the bias of the mean, too
@@ -40,13 +45,17 @@ from .averages import autocorrelation_time, autocovariance, average_covariance
 from .corruption import DropoutNoise, InputNoise, langevin_noise
 from .enumeration import one_gradient_form
 from .epochs import EpochCovariance, EpochNoise, crossover_curvature, epoch_noise
+from .kink_corrected import KinkCorrectedCovariance, kink_corrected_covariance
 from .mean import stationary_mean
 from .mean_square import MeanSquareStability, mean_square_stability
 from .noise import GaussianMinibatchNoise, GradientNoise, MinibatchNoise
 from .preconditioners import adam, damped_newton, natural_gradient, rmsprop
 from .problems import LeastSquares, Quadratic
 from .quadratic_examples import QuadraticExamples
+from .radius import RadiusPath, radius_path
+from .random_features import RandomFeatures, random_features
 from .reshuffling import ReshufflingLaw, reshuffling_law
+from .robust_regression import GaussianAdversarialRegression
 from .schedules import Phase, Schedule
 from .stability import max_learning_rate, spectral_radius
 from .stationary import StationaryCovariance, pair_covariance, stationary_covariance
@@ -54,6 +63,7 @@ from .stein import SteinSolution, solve_stein
 from .tails import MomentGrowth, TailIndex, moment_growth, tail_index
 from .trajectory import PeriodicCovariance, Trajectory, periodic_covariance, trajectory
 from .transient import TransientCovariance, transient_covariance, transient_mean
+from .unhinged import RobustUnhinged
 from .vector_least_squares import VectorLeastSquares, VectorMinibatchNoise
 
 __all__ = [
@@ -64,9 +74,11 @@ __all__ = [
     "DropoutNoise",
     "EpochCovariance",
     "EpochNoise",
+    "GaussianAdversarialRegression",
     "GaussianMinibatchNoise",
     "GradientNoise",
     "InputNoise",
+    "KinkCorrectedCovariance",
     "Kinks",
     "LeastSquares",
     "LeavingProbability",
@@ -77,7 +89,10 @@ __all__ = [
     "Phase",
     "Quadratic",
     "QuadraticExamples",
+    "RadiusPath",
+    "RandomFeatures",
     "ReshufflingLaw",
+    "RobustUnhinged",
     "Schedule",
     "StationaryCovariance",
     "SteinSolution",
@@ -94,6 +109,7 @@ __all__ = [
     "crossover_curvature",
     "damped_newton",
     "epoch_noise",
+    "kink_corrected_covariance",
     "langevin_noise",
     "max_learning_rate",
     "mean_square_stability",
@@ -102,6 +118,8 @@ __all__ = [
     "one_gradient_form",
     "pair_covariance",
     "periodic_covariance",
+    "radius_path",
+    "random_features",
     "reshuffling_law",
     "rmsprop",
     "solve_stein",

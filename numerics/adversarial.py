@@ -19,10 +19,13 @@ from typing import TypeAlias
 
 import numpy as np
 import scipy.special
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidProblemError
+from . import _arrays
+from ._batches import batch_factor, checked_batch_size
 from ._dual_norm import DualNorm
+from ._gaussian_smoothing import Smoothed
 from ._kinks import Facets, Kinks, LeavingProbability
 from ._robust_examples import RobustExamples
 from ._robust_losses import RobustLogistic, RobustSquares
@@ -148,6 +151,126 @@ class AdversarialLeastSquares(RobustExamples):
         sides = np.sign(self.y - self.X @ w)
         shifted = self.X - self.radius * sides[:, None] * self._dual_norm.gradient(w)
         return LeastSquares(shifted, self.y, self.l2, self.sample_weight)
+
+    def _smoothed(self, covariance: ArrayLike, mean: ArrayLike | None) -> Smoothed:
+        centre = self.optimum if mean is None else _arrays.vector("mean", mean, dim=self.dim)
+        if self.radius and (not centre.any() or len(self._dual_norm.kinked_coordinates(centre))):
+            kinks = Kinks((), self.kinks.coordinates, not centre.any())
+            raise InvalidProblemError(
+                f"the norm in the loss has a kink at the centre of the Gaussian: {kinks}. Only the kinks of residuals "
+                f"are averaged in closed form; face() is the problem of the weights that are not 0."
+            )
+        spread = _arrays.positive_semidefinite("covariance", covariance, dim=self.dim)
+        return Smoothed.of(self.X, self.y, self.radius, self._dual_norm, centre, spread)
+
+    def smoothed_loss(self, covariance: ArrayLike, mean: ArrayLike | None = None) -> float:
+        """The mean of the loss over Gaussian weights.
+
+        Parameters
+        ----------
+        covariance : array_like, shape (d, d)
+            Of the weights.
+        mean : array_like, shape (d,), optional
+            The optimum by default.
+
+        Returns
+        -------
+        float
+            Exact for attacks of norm ``inf`` and 1 as far as the norm's own smooth piece reaches, otherwise to the
+            first order in the covariance over the squared norm.
+        """
+        smoothed = self._smoothed(covariance, mean)
+        centre = self.optimum if mean is None else _arrays.vector("mean", mean, dim=self.dim)
+        decay = float(centre @ centre) + float(np.trace(smoothed.spread))
+        return float(smoothed.losses() @ self._weights) / self.num_examples + 0.5 * self.l2 * decay
+
+    def smoothed_gradient(self, covariance: ArrayLike, mean: ArrayLike | None = None) -> Array:
+        """The gradient of the mean loss, averaged over Gaussian weights.
+
+        Parameters
+        ----------
+        covariance : array_like, shape (d, d)
+            Of the weights.
+        mean : array_like, shape (d,), optional
+            The optimum by default.
+
+        Returns
+        -------
+        ndarray, shape (d,)
+            Exact as `smoothed_loss` is.
+        """
+        smoothed = self._smoothed(covariance, mean)
+        centre = self.optimum if mean is None else _arrays.vector("mean", mean, dim=self.dim)
+        return np.asarray(self._weights @ smoothed.gradients() / self.num_examples + self.l2 * centre)
+
+    def smoothed_hessian(self, covariance: ArrayLike, mean: ArrayLike | None = None) -> Array:
+        r"""The Hessian of the loss averaged over Gaussian weights, the kinks' curvature included.
+
+        To the mean of the examples' Hessians the kinks add
+        :math:`rac{2\epsilon}N \sum_n a_n\,\mathrm E[|w|_q \mid r_n = 0]\,f_n(0)\,x_n x_n^	op`, with the density
+        of the residual :math:`r_n` over the weights.  It is what an ensemble of this law is driven back by.
+
+        Parameters
+        ----------
+        covariance : array_like, shape (d, d)
+            Of the weights; positive along the inputs of residuals that are 0.
+        mean : array_like, shape (d,), optional
+            The optimum by default.
+
+        Returns
+        -------
+        ndarray, shape (d, d)
+            Exact as `smoothed_loss` is.
+
+        Raises
+        ------
+        InvalidProblemError
+            If the norm has a kink at the mean, or a residual of 0 does not vary.
+
+        Notes
+        -----
+        On N independent examples this is a kernel estimate, with the bandwidth :math:`\tau_n`, of the density of
+        residuals at 0: it tends to the Hessian of the population as N grows and the covariance shrinks more slowly
+        than :math:`1/N^2`, which the mean of the examples' Hessians does not.
+        """
+        smoothed = self._smoothed(covariance, mean)
+        return smoothed.hessian(self._weights / self.num_examples) + self.l2 * np.eye(self.dim)
+
+    def smoothed_noise(
+        self, batch_size: int, covariance: ArrayLike, mean: ArrayLike | None = None, replacement: bool = True
+    ) -> Array:
+        """The covariance of a minibatch's mean gradient, averaged over Gaussian weights.
+
+        Parameters
+        ----------
+        batch_size : int
+            B, from 1 to N.
+        covariance : array_like, shape (d, d)
+            Of the weights.
+        mean : array_like, shape (d,), optional
+            The optimum by default.
+        replacement : bool, default True
+            Whether the examples of a batch are drawn independently, or are distinct.
+
+        Returns
+        -------
+        ndarray, shape (d, d)
+            The moments of the examples' gradients are exact as `smoothed_loss` is.  The mean gradient of all of them
+            varies over the law like that of a quadratic loss with `smoothed_hessian`, which is exact at radius 0 and
+            otherwise up to terms in which the whole data set's gradient bends over the law.
+
+        Raises
+        ------
+        InvalidProblemError
+            As for `smoothed_hessian`, or if ``batch_size`` is not an integer from 1 to N.
+        """
+        size = checked_batch_size(batch_size, self.num_examples)
+        smoothed = self._smoothed(covariance, mean)
+        moment = smoothed.second_moment(self._weights**2 / self.num_examples)
+        slope = self._weights @ smoothed.gradients() / self.num_examples
+        curvature = smoothed.hessian(self._weights / self.num_examples)
+        between = moment - np.outer(slope, slope) - curvature @ smoothed.spread @ curvature
+        return np.asarray(0.5 * (between + between.T) * batch_factor(size, self.num_examples, replacement))
 
     def face(self) -> AdversarialLeastSquares:
         """The same problem without the weights that the norm's kink holds at 0.
