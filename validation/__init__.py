@@ -8,7 +8,8 @@
 `average_covariance`       of the mean of successive states there -> `AverageEstimate`
 `epoch_covariance`         of shuffled epochs, at any position -> `EpochEstimate`
 `epoch_average_covariance` of the mean of successive states of shuffled epochs -> `AverageEstimate`
-`compare`                  an estimate against a predicted covariance -> `Agreement`
+`compare`                  an estimate against a predicted covariance -> `Agreement`; without a `FourthMoment` it
+                           gives no p-value
 `torch_optimizer`          the real ``torch.optim`` object behind a rule; `from_torch` the reverse
 `schedule_from_torch`      the schedule that a real ``torch.optim.lr_scheduler`` follows
 `LinearizedNetwork`        a network linear in its weights, measured in all of them -> `LinearizedEstimate`
@@ -22,6 +23,7 @@
 """
 
 from .. import __version__ as __version__
+from ._fourth_moment import FourthMoment
 from .adaptive import adaptive_covariance
 from .agreement import Agreement, compare
 from .attacks import fgsm, pgd
@@ -43,6 +45,7 @@ __all__ = [
     "AverageEstimate",
     "CubicRemainder",
     "EpochEstimate",
+    "FourthMoment",
     "Estimate",
     "LinearizedEstimate",
     "LinearizedNetwork",
