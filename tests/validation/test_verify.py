@@ -21,6 +21,7 @@ from sgdcov.validation.verify import (
 )
 from sgdcov.validation.verify.cases import DEFAULT_SEED, SETUPS
 from sgdcov.validation.verify.command import verify
+from sgdcov.validation.verify.figures import FIGURES
 from sgdcov.validation.verify.problems import load_problems
 from sgdcov.validation.verify.result import FALSE_ALARM_RATE
 
@@ -167,6 +168,7 @@ def test_the_report_can_be_read(tmp_path):
     assert main([*SMALL, "--report", str(folder), "--seed", "7"]) == 0
     assert {f.name for f in folder.iterdir()} == {
         "report.md", "report.json", "entries.png", "ellipses.png", "learning_rates.png", "over_time.png",
+        "minibatch_risk.png", "shuffled_epochs.png",
     }  # fmt: skip
     data = json.loads((folder / "report.json").read_text("utf-8"))
     assert data["status"] == "agree"
@@ -184,7 +186,7 @@ def test_the_report_can_be_read(tmp_path):
     assert 0 < first["theory_vs_numerics"]["error"] <= first["theory_vs_numerics"]["tolerance"] < 1e-13
     text = (folder / "report.md").read_text("utf-8")
     assert data["verdict"] in text
-    for name in ("entries.png", "ellipses.png", "learning_rates.png", "over_time.png"):
+    for name in FIGURES:
         assert f"]({name})" in text
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 

@@ -20,6 +20,8 @@ from . import closed_form
 from .cases import Setup, seed_of, setup_of
 from .controls import commuting_covariance, sde_covariance
 from .figure_style import GREY, MEASURED, STYLE, THEORY, WRONG, panels
+from .minibatch_figures import CAPTIONS as MINIBATCH_CAPTIONS
+from .minibatch_figures import draw_epochs, draw_mean_square
 from .problems import Problem, load_problems
 from .result import Verification
 from .time_figure import CAPTION, draw_over_time
@@ -38,6 +40,7 @@ FIGURES = {
     "learning_rates.png": "Mean excess risk tr(H S)/2 against the learning rate, up to the stability edge: the exact "
     "law, the continuous-time limit, and measured runs with error bars of two standard errors.",
     "over_time.png": CAPTION,
+    **MINIBATCH_CAPTIONS,
 }
 #: Shares of the largest stable learning rate that are measured.
 SHARES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.975)
@@ -50,6 +53,8 @@ def draw_figures(verification: Verification, folder: Path, *, show: Show) -> lis
         lambda: _ellipses(verification),
         lambda: _learning_rates(verification),
         lambda: draw_over_time(verification.seed, quick=verification.quick),
+        lambda: draw_mean_square(verification.seed, quick=verification.quick),
+        lambda: draw_epochs(verification.seed, quick=verification.quick),
     ]
     written: list[Path] = []
     with matplotlib.rc_context(STYLE):

@@ -60,10 +60,10 @@ AVERAGED = Setup(with_ema(heavy_ball), {"momentum": 0.8, "ema_decay": 0.9}, 0.4)
 EVERY_RULE = (SGD, HEAVY_BALL, NESTEROV, POLYAK, QHM, AVERAGED)
 #: (question, problem, setups by their rule, setups in the real torch.optim.SGD), with few replicas and with many
 _ASKED: tuple[tuple[MinibatchQuestion, str, tuple[Setup, ...], tuple[Setup, ...]], ...] = (
-    ("minibatch", "gaussian", (SGD, HEAVY_BALL, POLYAK), (HEAVY_BALL,)),
+    ("minibatch", "gaussian", (SGD, HEAVY_BALL), ()),
     ("minibatch", "examples", (*EVERY_RULE, SGDW, SAM), (SGD, NESTEROV)),
-    ("minibatch", "diabetes", (SGDW,), (HEAVY_BALL, NESTEROV)),
-    ("minibatch", "dropout", (SGD,), (HEAVY_BALL,)),
+    ("minibatch", "diabetes", (SGDW,), (HEAVY_BALL,)),
+    ("minibatch", "dropout", (SGD,), ()),
     ("minibatch", "input-noise", (), (HEAVY_BALL,)),
     ("minibatch", "langevin", (), (DECAYED,)),
     ("start", "examples", (SGD,), ()),
@@ -74,8 +74,9 @@ _ASKED: tuple[tuple[MinibatchQuestion, str, tuple[Setup, ...], tuple[Setup, ...]
 )
 #: The same, with many only.
 _ASKED_BESIDES: tuple[tuple[MinibatchQuestion, str, tuple[Setup, ...], tuple[Setup, ...]], ...] = (
-    ("minibatch", "gaussian", (NESTEROV, QHM, AVERAGED, DECAYED), ()),
-    ("minibatch", "diabetes", (SGD,), ()),
+    ("minibatch", "gaussian", (NESTEROV, POLYAK, QHM, AVERAGED, DECAYED), (HEAVY_BALL,)),
+    ("minibatch", "diabetes", (SGD,), (NESTEROV,)),
+    ("minibatch", "dropout", (), (HEAVY_BALL,)),
     ("minibatch", "label-noise", (), (HEAVY_BALL,)),
     ("start", "digits", (HEAVY_BALL,), (HEAVY_BALL,)),
 )

@@ -110,8 +110,11 @@ def _affine_maps(optimizer: Optimizer, noise: MinibatchNoise) -> tuple[Array, Ar
     for batch in choose(range(problem.num_examples), **arguments):
         hessian = problem.hessians[list(batch)].mean(axis=0)
         slope = problem.gradients[list(batch)].mean(axis=0)
-        parts = tuple(np.split(states, slots, axis=1))
-        stepped = np.hstack(numbers.step(parts, lambda w, h=hessian, s=slope: w @ h + s))
+
+        def grad(w: Array, hessian: Array = hessian, slope: Array = slope) -> Array:
+            return np.asarray(w @ hessian + slope)
+
+        stepped = np.hstack(numbers.step(tuple(np.split(states, slots, axis=1)), grad))
         pushes.append(stepped[0])
         transitions.append((stepped[1:] - stepped[0]).T)
     return np.array(transitions), np.array(pushes)
