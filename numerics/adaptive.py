@@ -12,7 +12,9 @@ and the mean is the one that this rule's own stationary law has:
 This fixed point is an *approximation* of Adam.  What it leaves out are the fluctuations of :math:`v_t` about its mean,
 of relative variance about :math:`1 - \beta_2` (a filter of that memory, fed with squares of Gaussians), and their
 correlation with the gradients that they are made of.  Both change the law by a relative amount of order
-:math:`1 - \beta_2`: measured, variances under RMSProp are lower by 0.3 to 0.4 times that.
+:math:`1 - \beta_2`.  Measured on two correlated coordinates, RMSprop's total variance is 3.2%, 0.36% and 0.04% below
+that of the fixed point at :math:`\beta_2` = 0.9, 0.99 and 0.999, and its covariance 11%, 2.7% and less than 0.4%; with
+the v of the noise alone the total is off by 11% at the last.
 
 What it does not leave out is that gradients also come from the distance to the optimum.  The v of the noise alone makes
 the steps too long: in one dimension, the rule of plain SGD with that v is unstable from :math:`lr\,h = 2 \sqrt c` on,

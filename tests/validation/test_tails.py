@@ -140,3 +140,30 @@ def test_bad_input_is_named(options, wrong, says):
     given |= options
     with pytest.raises(wrong, match=says):
         tail_index(given.pop("optimizer"), given.pop("problem"), **given)
+
+
+def examples():
+    rng = np.random.default_rng(0)
+    return MinibatchNoise(LeastSquares(rng.normal(size=(12, 3)), rng.normal(size=12)), batch_size=1)
+
+
+ESTIMATED = [
+    (sgd(lr=0.1), 0.9, GaussianMinibatchNoise(np.diag([1.0, 2.0, 0.5]), label_noise=1.0, batch_size=2)),
+    (sgd(lr=0.1), 0.95, examples()),
+    (heavy_ball(lr=0.1, momentum=0.5), 0.8, GaussianMinibatchNoise(np.diag([1.0, 2.0]), label_noise=1.0, batch_size=2)),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("optimizer", "share", "noise"), ESTIMATED, ids=repr)
+def test_measured_and_estimated_indices_agree_in_several_dimensions(optimizer, share, noise):
+    edge = numerics.mean_square_stability(optimizer, noise).largest_lr
+    at = optimizer.replace(lr=share * edge)
+    estimated = numerics.tail_index(at, noise)
+    assert estimated.method == "particles"
+    measured = tail_index(at, noise, replicas=100_000, steps=150, rng=1, progress=False)
+    # Both have an error: that of the estimate joins that of the measurement.
+    relative = math.hypot(estimated.error / estimated.value, measured.standard_error / measured.value)
+    assert abs(estimated.value / measured.value - 1) <= 4 * relative
+    assert estimated.value > 2  # below the edge the covariance exists
+    assert measured.z(2.0 * estimated.value) > 4
