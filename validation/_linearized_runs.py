@@ -66,7 +66,7 @@ class LinearizedEstimate(Estimate):
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = super()._rows()
-        rows.insert(1, ("run in", f"{self.parameters:,} parameters, from {self.start}"))
+        rows.insert(1, ("run in", f"{self.parameters:,} parameters; start: {self.start}"))
         verdict = "as it should be" if self.complement_error <= self.complement_tolerance else "NOT as it should be"
         text = f"times {self.complement_factor:.6g}, {verdict} (off by {self.complement_error:.2g})"
         return [*rows, ("complement", text)]
