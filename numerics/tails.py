@@ -104,7 +104,8 @@ class TailIndex:
     value : float
         alpha: moments of lower order exist, of this and higher order do not.  Infinite where all exist.
     error : float
-        Of ``value``: a standard error for particles, numerical otherwise.
+        Of ``value``: a standard error for particles, numerical otherwise.  Infinite where the index is only known to be
+        larger than ``value``, the highest order that is looked at (64).
     method : str
         How growth rates were found; see the module's table.
     status : str
@@ -317,7 +318,8 @@ class _Growth:
     def bounded(self) -> bool:
         """Whether it is certain that no batch stretches anything, and some shrink everything in the end."""
         if self.scalar is not None:
-            return bool(self.scalar.factors[self.scalar.chances > 0.0].max() <= 1.0) and self.scalar.lyapunov < 0.0
+            finite = self.scalar.coarse is None  # the nodes of a quadrature end where Gaussian inputs do not
+            return finite and bool(self.scalar.factors.max() <= 1.0) and self.scalar.lyapunov < 0.0
         products = self.products
         if products.slots != 1 or len(products.layers) != 2:
             return False
@@ -396,10 +398,8 @@ class _Growth:
         while slope(high) <= 0.0 and high < LARGEST_ORDER:
             high *= 2.0
         if slope(high) <= 0.0:
-            return TailIndex(
-                math.inf, 0.0, known[high][2],
-                f"no root up to order {LARGEST_ORDER:g}: the index is larger, if it is finite",
-            )  # fmt: skip
+            status = f"no root up to order {LARGEST_ORDER:g}: the index is larger"
+            return TailIndex(LARGEST_ORDER, math.inf, known[high][2], status)
         low = high / 2.0 if high > 2.0 else 1.0
         while slope(low) > 0.0:
             if low < _SMALLEST_ORDER:

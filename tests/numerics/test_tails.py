@@ -192,6 +192,14 @@ def test_where_no_batch_stretches_every_moment_exists(noise):
     assert moment_growth(sgd(lr=lr), noise, 7.5, method="particles", steps=20, particles=50).verdict == "exists"
 
 
+def test_gaussian_inputs_are_never_bounded_however_far_from_the_edge():
+    for noise in (gaussian(dim=2), gaussian()):
+        index = tail_index(sgd(lr=1e-3), noise)
+        assert (index.value, index.error) == (64.0, math.inf)
+        assert "larger" in index.status
+        assert moment_growth(sgd(lr=1e-3), noise, 64).status == "k(64) is below 1"
+
+
 def test_a_flat_direction_plays_no_part():
     rng = np.random.default_rng(1)
     x = rng.normal(size=8)
