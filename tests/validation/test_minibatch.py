@@ -1,5 +1,7 @@
 """True minibatches follow the exact law, where the additive one is rejected; and what has no law is not measured."""
 
+from itertools import cycle
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -102,8 +104,7 @@ def test_every_kind_of_noise_has_its_exact_stationary_law_and_not_the_additive_o
     assert compare(measured, additive).p_value < 1e-6
 
 
-@pytest.mark.parametrize("replacement", [True, False])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
+@pytest.mark.parametrize(("optimizer", "replacement"), zip(OPTIMIZERS, cycle([True, False]), strict=False), ids=repr)
 def test_every_rule_has_its_exact_law_in_all_slots(optimizer, replacement):
     noise = MinibatchNoise(regression(), 2, replacement)
     slots = optimizer.rule.slots
@@ -141,8 +142,7 @@ def test_a_transient_far_from_the_optimum_has_cross_terms():
         assert compare(measured, without_cross_term(noise, 0.1, steps, start)).p_value < 1e-6
 
 
-@pytest.mark.parametrize("replacement", [True, False])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
+@pytest.mark.parametrize(("optimizer", "replacement"), zip(OPTIMIZERS, cycle([True, False]), strict=False), ids=repr)
 def test_every_rule_has_its_exact_transient_in_all_slots(optimizer, replacement):
     noise = MinibatchNoise(regression(), 2, replacement)
     slots, start = optimizer.rule.slots, noise.optimum + 3.0

@@ -27,13 +27,14 @@ from .minibatch_problems import NoisyProblem, load_noisy_problems
 __all__ = ["MINIBATCH_QUESTIONS", "MinibatchCase", "MinibatchQuestion", "minibatch_cases", "wanted"]
 
 Array = NDArray[np.float64]
-MinibatchQuestion: TypeAlias = Literal["minibatch", "start", "epochs"]
+MinibatchQuestion: TypeAlias = Literal["minibatch", "start", "epochs", "adaptive"]
 
 #: Question -> what it asks.
 MINIBATCH_QUESTIONS: Mapping[str, str] = {
     "minibatch": "the stationary covariance under noise that depends on the weights",
     "start": "the covariance and the mean some steps after a start at w = 0, with minibatches",
     "epochs": "the covariance and the mean of shuffled epochs, at their ends and on average",
+    "adaptive": "the covariance under the real Adam and RMSprop, which frozen second moments approximate",
 }
 #: Steps after the start, by problem.
 STEPS: Mapping[str, int] = {"diabetes": 40, "digits": 60, "examples": 3}
@@ -45,7 +46,7 @@ REPLICAS: Mapping[str, tuple[int, int]] = {
     "shared": (10_000, 2_000),
 }
 OTHER_REPLICAS = (1_000, 200)
-#: A real ``DataLoader`` for each replica costs a hundred times as much as a step.
+#: A real ``DataLoader`` for each replica costs a hundred times as much as a step; Adam has a long memory.
 LOADERS = (400, 150)
 
 SGD = Setup(sgd, {}, 0.4)
@@ -57,6 +58,12 @@ SAM = Setup(sam, {"rho": 0.1}, 0.4)
 POLYAK = Setup(polyak, {"momentum": 0.8}, 0.4)
 QHM = Setup(qhm, {"beta": 0.9, "nu": 0.7}, 0.4)
 AVERAGED = Setup(with_ema(heavy_ball), {"momentum": 0.8, "ema_decay": 0.9}, 0.4)
+#: At this share a covariance exists and no fourth moment: no p-value would mean anything.
+HEAVY_TAILED = Setup(sgd, {}, 0.8)
+#: What Adam and RMSprop are to the weights; their learning rates are in units of their own.
+ADAM = Setup(heavy_ball, {"momentum": 0.9, "dampening": 0.9}, 0.4)
+RMSPROP = SGD
+ADAPTIVE_LR, BETA2 = 0.01, 0.999
 EVERY_RULE = (SGD, HEAVY_BALL, NESTEROV, POLYAK, QHM, AVERAGED)
 #: (question, problem, setups by their rule, setups in the real torch.optim.SGD), with few replicas and with many
 _ASKED: tuple[tuple[MinibatchQuestion, str, tuple[Setup, ...], tuple[Setup, ...]], ...] = (
@@ -71,14 +78,16 @@ _ASKED: tuple[tuple[MinibatchQuestion, str, tuple[Setup, ...], tuple[Setup, ...]
     ("start", "digits", (), (SGD,)),
     ("epochs", "shared", (HEAVY_BALL,), (SGD,)),
     ("epochs", "examples", (NESTEROV,), (SGD,)),
+    ("adaptive", "gaussian", (), (ADAM,)),
 )
 #: The same, with many only.
 _ASKED_BESIDES: tuple[tuple[MinibatchQuestion, str, tuple[Setup, ...], tuple[Setup, ...]], ...] = (
-    ("minibatch", "gaussian", (NESTEROV, POLYAK, QHM, AVERAGED, DECAYED), (HEAVY_BALL,)),
+    ("minibatch", "gaussian", (NESTEROV, POLYAK, QHM, AVERAGED, DECAYED, HEAVY_TAILED), (HEAVY_BALL,)),
     ("minibatch", "diabetes", (SGD,), (NESTEROV,)),
     ("minibatch", "dropout", (), (HEAVY_BALL,)),
     ("minibatch", "label-noise", (), (HEAVY_BALL,)),
     ("start", "digits", (HEAVY_BALL,), (HEAVY_BALL,)),
+    ("adaptive", "gaussian", (), (RMSPROP,)),
 )
 
 
@@ -117,8 +126,15 @@ class MinibatchCase:
     @property
     def text(self) -> str:
         """The problem and the question in short."""
-        asked = {"minibatch": "", "start": f", start + {self.steps}", "epochs": ", epochs"}
+        asked = {"minibatch": "", "start": f", start + {self.steps}", "epochs": ", epochs", "adaptive": ", adaptive"}
         return self.problem.name + asked[self.question]
+
+    @property
+    def adaptive_name(self) -> str:
+        """The real optimizer with adaptive second moments, if one runs."""
+        if self.question != "adaptive":
+            return ""
+        return "Adam" if self.optimizer.values.get("dampening") else "RMSprop"
 
     @property
     def noise(self) -> GradientNoise:
@@ -163,14 +179,16 @@ def case_of(
     """One case; ``label`` goes into its seed."""
     problem = load_noisy_problems()[name]
     loaded = question == "epochs" and engine == "torch.optim"
-    counts = LOADERS if loaded else REPLICAS.get(name, OTHER_REPLICAS)
+    adaptive = question == "adaptive"
+    counts = LOADERS if loaded or adaptive else REPLICAS.get(name, OTHER_REPLICAS)
+    optimizer = setup.rule(lr=ADAPTIVE_LR, **setup.values) if adaptive else optimizer_on(problem, setup)
     return MinibatchCase(
         question,
-        optimizer_on(problem, setup),
+        optimizer,
         problem,
         engine,
         replicas=counts[quick],
-        seed=seed_of(seed, label, question, setup.rule.name, *setup.values, name, engine),
+        seed=seed_of(seed, label, question, setup.rule.name, *setup.values, f"{setup.share:g}", name, engine),
         steps=STEPS[name] if question == "start" else 0,
     )
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from ... import numerics
 from ...errors import SgdcovError
 from ...numerics import GaussianMinibatchNoise, MinibatchNoise
-from .. import agreement, epochs, stationary, transient
+from .. import adaptive, agreement, epochs, stationary, transient
 from ..stationary import Estimate
 from . import minibatch_closed_form as closed_form
-from .minibatch_cases import MinibatchCase
+from .minibatch_cases import BETA2, MinibatchCase
 from .minibatch_controls import MinibatchControl
 from .minibatch_result import MinibatchMeasurement, MinibatchRow, OracleCheck
 from .result import ControlResult
@@ -119,6 +119,8 @@ def solve(case: MinibatchCase) -> list[Law]:
     """Numerics' exact law, one for each position that is looked at."""
     if case.question == "epochs":
         return [_epoch_law(case, position) for position in case.positions]
+    if case.question == "adaptive":
+        return [_adaptive_law(case)]
     return [_stationary_law(case) if case.question == "minibatch" else _law_after_start(case)]
 
 
@@ -156,6 +158,14 @@ def _epoch_law(case: MinibatchCase, position: epochs.Position) -> Law:
     return Law(law.joint(slots), law.slot_mean(slots), np.asarray(additive.value))
 
 
+def _adaptive_law(case: MinibatchCase) -> Law:
+    """Second moments frozen where their own stationary law has them: an approximation."""
+    optimizer, noise = case.optimizer, case.noise
+    law = numerics.adaptive_covariance(optimizer, noise.hessian, noise)
+    additive = numerics.adaptive_covariance(optimizer, noise.hessian, noise.covariance())
+    return Law(np.asarray(law.value), noise.optimum, np.asarray(additive.value))
+
+
 def run(case: MinibatchCase, slots: tuple[str, ...] | None = None) -> Sequence[Estimate]:
     """Measured laws, one for each position that is looked at; of all slots unless told."""
     slots = slots or case.optimizer.rule.slots
@@ -169,6 +179,11 @@ def run(case: MinibatchCase, slots: tuple[str, ...] | None = None) -> Sequence[E
             engine="dataloader" if case.engine == "torch.optim" else "rule",
             **shared,
         )
+    if case.question == "adaptive":
+        measured: Estimate = adaptive.adaptive_covariance(
+            case.optimizer, case.noise, beta2=BETA2, replicas=case.replicas, rng=case.seed, progress=False
+        )
+        return [measured]
     if case.question == "start":
         start = np.zeros(case.noise.dim)
         found: Estimate = transient.transient_covariance(

@@ -354,7 +354,8 @@ class Verification:
     @property
     def verdict(self) -> str:
         """The verdict in one line."""
-        done = f"{self.finished - len(self.controls)} rows, {len(self.controls)} controls"
+        counted = len(self.rows) + len(self.timed) + sum(row.counts for row in self.minibatches)
+        done = f"{counted} rows, {len(self.controls)} controls"
         seconds = f"{self.seconds:.0f} s"
         if self.status == "interrupted":
             return f"INTERRUPTED after {self.finished} of {self.planned} runs: no verdict."
