@@ -279,7 +279,8 @@ class Formula:
         """
         roles = tuple(self.symbols)
         given: list[Any] = [modules] if isinstance(modules, str) else list(modules)
-        known = [{"sqrt": _complex_root}, *given] if self.where else given
+        # mpmath's own root is complex where it must be, and keeps every digit of a constant.
+        known = [{"sqrt": _complex_root}, *given] if self.where and "mpmath" not in given else given
         function = sp.lambdify([self.symbols[r] for r in roles], self.explicit(), modules=known)
 
         def evaluate(**values: Any) -> Any:
