@@ -8,7 +8,7 @@ import torch
 
 from sgdcov import numerics
 from sgdcov.errors import HyperparameterError, InvalidProblemError, InvalidRuleError, UnstableError
-from sgdcov.numerics import Quadratic
+from sgdcov.numerics import LeastSquares, MinibatchNoise, Quadratic
 from sgdcov.theory import heavy_ball, nesterov, sgd
 from sgdcov.validation import adaptive_covariance, compare
 from sgdcov.validation.adaptive import AdaptiveRun
@@ -86,6 +86,16 @@ def test_it_settles_where_the_second_moments_of_the_noise_alone_would_be_unstabl
     frozen = numerics.adaptive_covariance(optimizer, problem.hessian, problem.noise)
     measured = adaptive_covariance(optimizer, problem, beta2=0.999, replicas=2000, rng=5, progress=False)
     assert abs(measured.value[0, 0] / frozen.value[0, 0] - 1) < 0.02
+
+
+def test_true_minibatches_under_adam_follow_the_law_of_their_own_noise():
+    rng = np.random.default_rng(2)
+    noise = MinibatchNoise(LeastSquares(rng.normal(size=(20, 3)), rng.normal(size=20)), batch_size=4)
+    optimizer = heavy_ball(lr=0.05, momentum=0.9, dampening=0.9)
+    laws = [numerics.adaptive_covariance(optimizer, noise.hessian, c) for c in (noise, noise.covariance())]
+    measured = adaptive_covariance(optimizer, noise, beta2=0.99, replicas=2000, snapshots=30, rng=1, progress=False)
+    assert compare(measured, laws[0].value, mean=noise.optimum).p_value > 1e-4
+    assert compare(measured, laws[1].value).p_value < 1e-6  # the noise frozen at the optimum
 
 
 def test_the_report_names_the_class_that_ran():
