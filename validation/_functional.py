@@ -35,7 +35,7 @@ def load_forward_mode() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         with forward_ad.dual_level():
-            forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
+            forward_ad.make_dual(torch.zeros(()), torch.zeros(()))  # type: ignore[no-untyped-call]
 
 
 def _squared(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -150,7 +150,7 @@ class FlatModel:
 
     def __call__(self, w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Outputs (n, K) of a batch of inputs at weights (P,)."""
-        out = functional_call(self.model, {**self._fixed, **self.parameters(w)}, (x,))
+        out: torch.Tensor = functional_call(self.model, {**self._fixed, **self.parameters(w)}, (x,))
         return out.reshape(len(x), -1)
 
     def check(self, x: torch.Tensor) -> torch.Tensor:

@@ -60,11 +60,11 @@ class LazyJacobian:
         def one(v: torch.Tensor) -> torch.Tensor:
             return jvp(self._outputs, (self.flat.start,), (v,))[1]  # type: ignore[no-any-return]
 
-        return vmap(one, in_dims=1, out_dims=1, chunk_size=COLUMNS_AT_ONCE)(columns)  # type: ignore[no-any-return]
+        return vmap(one, in_dims=1, out_dims=1, chunk_size=COLUMNS_AT_ONCE)(columns)
 
     def transposed_times(self, columns: torch.Tensor) -> torch.Tensor:
         """J^T times (N K, c)."""
-        _, pull = vjp(self._outputs, self.flat.start)
+        pull = vjp(self._outputs, self.flat.start)[1]
         one = vmap(lambda u: pull(u)[0], in_dims=1, out_dims=1, chunk_size=COLUMNS_AT_ONCE)
         return one(columns)  # type: ignore[no-any-return]
 
@@ -152,7 +152,7 @@ def range_of(jac: Jacobian, tolerance: float | None) -> Range:
         # The Gram matrix squares the singular values, and rounding with them.
         least = float(np.sqrt(rows * EPS))
         eye = torch.eye(rows, dtype=torch.float64, device=jac.x.device)
-        blocks = [jac.times(jac.transposed_times(part)) for part in eye.split(COLUMNS_AT_ONCE, dim=1)]
+        blocks = [jac.times(jac.transposed_times(part)) for part in torch.split(eye, COLUMNS_AT_ONCE, dim=1)]
         gram = torch.cat(blocks, dim=1)
         values, vectors = torch.linalg.eigh(0.5 * (gram + gram.T))
         s, left, basis = values.flip(0).clamp(min=0.0).sqrt(), vectors.flip(1), None

@@ -41,6 +41,8 @@ REPLICAS_AT_ONCE = 64
 class LinearizedEstimate(Estimate):
     """A law measured in all parameters of a linearised network: an `Estimate` in the coordinates of the range.
 
+    Whether the law has a fourth moment is asked up to a rank of 12 only; `fourth_moment` is None beyond.
+
     Attributes
     ----------
     parameters : int
@@ -66,6 +68,9 @@ class LinearizedEstimate(Estimate):
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = super()._rows()
+        if not self.transient:  # a number of steps after a start, and no burn-in to a law
+            at = [name for name, _ in rows].index("sample")
+            rows[at : at + 2] = [("sample", f"{self.replicas} replicas, {self.time} steps after the start")]
         rows.insert(1, ("run in", f"{self.parameters:,} parameters; start: {self.start}"))
         verdict = "as it should be" if self.complement_error <= self.complement_tolerance else "NOT as it should be"
         text = f"times {self.complement_factor:.6g}, {verdict} (off by {self.complement_error:.2g})"
@@ -87,8 +92,8 @@ class Tangent:
 
     def outputs(self, w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """f(x; w0) + J(x) (w - w0), shape (n, K), for weights (P,)."""
-        value, change = jvp(lambda p: self.flat(p, x), (self.flat.start,), (w - self.flat.start,))
-        return value + change  # type: ignore[no-any-return]
+        both = jvp(lambda p: self.flat(p, x), (self.flat.start,), (w - self.flat.start,))
+        return both[0] + both[1]  # type: ignore[no-any-return]
 
     def gradients(
         self, replicas: int, generator: torch.Generator, *, batch_size: int, replacement: bool, label_noise: float
@@ -153,7 +158,7 @@ class Tangent:
 
         def model(inputs: torch.Tensor) -> torch.Tensor:
             own = inputs.view(replicas, batch_size, *inputs.shape[1:])
-            return vmap(self.outputs)(fixed, own).flatten(0, 1)  # type: ignore[no-any-return]
+            return vmap(self.outputs)(fixed, own).flatten(0, 1)
 
         return self.attack(model, x.flatten(0, 1), y.flatten(0, 1)).view(x.shape)
 

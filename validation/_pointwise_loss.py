@@ -78,7 +78,7 @@ class PointwiseLoss:
 
     def mean(self, w: torch.Tensor) -> torch.Tensor:
         """The mean loss at one point."""
-        return vmap(self.loss, in_dims=self._over_examples)(w, *self.data).mean()  # type: ignore[no-any-return]
+        return vmap(self.loss, in_dims=self._over_examples)(w, *self.data).mean()
 
     def mean_at(self, points: Array) -> Array:
         """The mean loss at many points (n, d)."""

@@ -138,7 +138,7 @@ class RangeCoordinates:
             found = torch.cat(
                 [
                     other.times(self._range.jacobian.transposed_times(part))
-                    for part in roots.split(COLUMNS_AT_ONCE, dim=1)
+                    for part in torch.split(roots, COLUMNS_AT_ONCE, dim=1)
                 ],
                 dim=1,
             )

@@ -11,16 +11,18 @@ takes: on a linear model it is the exact worst case.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
 from ..errors import InvalidProblemError
-from ._functional import Loss, OutputLoss, per_example_loss, refuse_random_modules
+from ._functional import Loss, per_example_loss, refuse_random_modules
 
 __all__ = ["fgsm", "pgd"]
 
 Domain = tuple[float | torch.Tensor, float | torch.Tensor] | None
-Model = torch.nn.Module | OutputLoss  # anything that maps inputs to outputs
+Model = torch.nn.Module | Callable[[torch.Tensor], torch.Tensor]  # anything that maps inputs to outputs
 
 
 def fgsm(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ __all__ = ["cnn", "digits", "mlp"]
 
 #: Smooth and not: the local quadratic of a loss wants a smooth one.
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "softplus": nn.Softplus, "gelu": nn.GELU}
+#: A layer without values of its own, so that nothing is drawn from PyTorch's global generator.
+BARE: dict[str, Any] = {"dtype": torch.float64, "device": "meta"}
 Activation = Literal["tanh", "relu", "softplus", "gelu"]
 
 
@@ -55,7 +57,7 @@ def mlp(
     generator = np.random.default_rng(rng)
     layers: list[nn.Module] = [nn.Flatten()]
     for fan_in, fan_out in itertools.pairwise(sizes):
-        layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out, dtype=torch.float64)
+        layer = nn.Linear(fan_in, fan_out, **BARE).to_empty(device="cpu")
         layers += [_initialised(layer, fan_in, generator), _activation(activation)]
     return nn.Sequential(*layers[:-1])
 
@@ -108,15 +110,13 @@ def cnn(
     layers: list[nn.Module] = []
     height, width = (_size("image", side) for side in image)
     for fan_in, fan_out in itertools.pairwise(sizes):
-        layer = nn.utils.skip_init(
-            nn.Conv2d, fan_in, fan_out, kernel, stride=stride, padding=kernel // 2, dtype=torch.float64
-        )
+        layer = nn.Conv2d(fan_in, fan_out, kernel, stride=stride, padding=kernel // 2, **BARE).to_empty(device="cpu")
         layers += [_initialised(layer, fan_in * kernel**2, generator), _activation(activation)]
         height, width = ((side + 2 * (kernel // 2) - kernel) // stride + 1 for side in (height, width))
         if min(height, width) < 1:
             raise InvalidProblemError(f"nothing is left of an image of {image} after {len(sizes) - 1} convolutions.")
     flat = sizes[-1] * height * width
-    head = nn.utils.skip_init(nn.Linear, flat, outputs, dtype=torch.float64)
+    head = nn.Linear(flat, outputs, **BARE).to_empty(device="cpu")
     return nn.Sequential(*layers, nn.Flatten(), _initialised(head, flat, generator))
 
 

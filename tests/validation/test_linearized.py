@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch.func import functional_call, grad
 
@@ -41,7 +42,7 @@ def laws(optimizer, noise):
     return exact, numerics.stationary_covariance(optimizer, noise.hessian, noise.covariance())
 
 
-# The reduction ----------------------------------------------------------------------------------------------------------
+# The reduction -----------------------------------------------------
 
 
 def finite_differences(model, x, step=1e-5):
@@ -137,6 +138,18 @@ def test_a_gradient_is_that_of_autograd_on_the_tangent():
             np.testing.assert_allclose(found, net.weights(expected), atol=1e-10)
 
 
+def test_a_linear_model_is_its_own_tangent():
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((12, 4)), rng.standard_normal(12)
+    net = LinearizedNetwork(mlp((4, 1)), X, y, l2=0.3)
+    plain = numerics.LeastSquares(np.hstack([X, np.ones((12, 1))]), y, l2=0.3)
+    assert (net.parameters, net.rank) == (5, 5)  # more rows than parameters: nothing is left over
+    np.testing.assert_allclose(net.weights(net.problem.optimum), plain.optimum, atol=1e-13)
+    basis = net.weights(np.eye(5))
+    np.testing.assert_allclose(basis.T @ net.noise(3).covariance() @ basis, plain.noise(3), atol=1e-13)
+    assert np.abs(net.complement).max() < 1e-14
+
+
 def test_fixed_parameters_are_constants_and_the_model_is_left_alone():
     x, y = digits(5, classes=(3, 8))
     model = mlp((64, 3, 1)).float()
@@ -148,7 +161,7 @@ def test_fixed_parameters_are_constants_and_the_model_is_left_alone():
     assert all(torch.equal(p, q) and p.grad is None for p, q in zip(model.parameters(), before, strict=True))
 
 
-# The law ----------------------------------------------------------------------------------------------------------------
+# The law -----------------------------------------------------
 
 
 @pytest.mark.parametrize("engine", ["rule", "torch.optim"])
@@ -267,7 +280,42 @@ def test_cross_entropy_has_the_law_of_its_quadratic_for_small_steps_only():
     assert remainders[0] < 0.05 < remainders[1]
 
 
-# Adversarial inputs -----------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "share"), [("rule", 0.1), ("torch.optim", 0.5)])
+def test_a_hundred_digits_at_length(engine, share):
+    net = single(100, l2=0.05)
+    noise = net.noise(4)
+    optimizer = stable_share(heavy_ball(lr=0.1, momentum=0.9), noise, share)
+    exact, additive = laws(optimizer, noise)
+    run = net.measure(optimizer, batch_size=4, replicas=2000, snapshots=2, engine=engine, rng=1, progress=False)
+    found = compare(run, exact, mean=noise.optimum)
+    assert min(found.p_value, found.mean_p_value) > 1e-4
+    assert found.relative_error < 0.1
+    assert compare(run, additive).p_value < 1e-12
+    # Excess risk, a single number, is known better: 4.5 standard errors of it.
+    deviations = run.samples - run.mean
+    risks = np.einsum("sri,ij,srj->r", deviations, noise.hessian, deviations) / len(run.samples)
+    exact_risk = np.trace(noise.hessian @ exact.value)
+    assert abs(risks.mean() - exact_risk) < 4.5 * risks.std() / np.sqrt(run.replicas)
+    assert abs(risks.mean() - np.trace(noise.hessian @ additive.value)) > 4 * risks.std() / np.sqrt(run.replicas)
+
+
+@pytest.mark.slow
+def test_p_values_are_spread_evenly_over_seeds():
+    net = single(20)
+    noise = net.noise(4)
+    optimizer = stable_share(heavy_ball(lr=0.1, momentum=0.8), noise, 0.5)
+    exact = numerics.stationary_covariance(optimizer, noise.hessian, noise)
+    p_values = [
+        compare(
+            net.measure(optimizer, batch_size=4, replicas=400, snapshots=2, rng=seed, progress=False), exact
+        ).p_value
+        for seed in range(60)
+    ]
+    assert scipy.stats.kstest(p_values, "uniform").pvalue > 1e-3
+
+
+# Adversarial inputs -----------------------------------------------------
 
 
 def test_attacked_inputs_have_the_exact_law_while_they_are_fixed_and_not_if_attacked_again():
@@ -302,7 +350,7 @@ def test_the_attack_is_on_the_network_as_it_is():
     torch.testing.assert_close(net.x, pgd(model, x, y, 0.2, norm=2, steps=5), rtol=0, atol=1e-12)
 
 
-# Bad input --------------------------------------------------------------------------------------------------------------
+# Bad input -----------------------------------------------------
 
 
 class Mixing(torch.nn.Module):
