@@ -10,7 +10,8 @@ and the density f at 0, and everything follows from
 The kink of :math:`\epsilon |w|_q |r|` has the curvature :math:`2 \epsilon\,\mathrm E[|w|_q \mid r = 0]\,f\,xx^\top`,
 however small :math:`\tau` is, and no Hessian of an example has it.  The norm is expanded about m: for q = 1 and q = inf
 it is linear as far as its own smooth piece reaches, and all averages are exact there; otherwise they are right to the
-first order in :math:`S / |m|^2`.
+first order in :math:`S / |m|^2`.  For q = 1 the kinks of weights near 0 are averaged in the same way,
+:math:`|w_i|` becoming :math:`\mathrm E|w_i|`, to leading order: as if independent of the residuals.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import scipy.special
 from numpy.typing import NDArray
 
 from ..errors import InvalidProblemError
-from ._dual_norm import DualNorm
+from ._dual_norm import DualNorm, NormTerms
 
 __all__ = ["Smoothed"]
 
@@ -46,6 +47,7 @@ class Smoothed:
     sign: Array  # s
     density: Array  # f
     tilt: Array  # mean over tau^2
+    restless: Array  # variances of the norm's gradient beyond those of its linear part, coordinate by coordinate
 
     @classmethod
     def of(cls, X: Array, y: Array, radius: float, norm: DualNorm, mean: Array, spread: Array) -> Smoothed:
@@ -54,7 +56,7 @@ class Smoothed:
         Raises
         ------
         InvalidProblemError
-            If a residual is 0 and does not vary.
+            If a residual, or for q = 1 a weight, is 0 and does not vary.
         """
         moved = X @ spread
         variance = np.maximum(np.einsum("ni,ni->n", moved, X), 0.0)
@@ -71,7 +73,10 @@ class Smoothed:
         bell = np.exp(-0.5 * np.minimum(np.abs(ratio), 1e3) ** 2) / (np.sqrt(2.0 * np.pi) * tau)
         density, tilt = np.where(varies, bell, 0.0), np.where(varies, residual / tau**2, 0.0)
         sign = np.where(varies, scipy.special.erf(ratio / np.sqrt(2.0)), np.sign(residual))
-        return cls(X, radius, *norm.terms(mean), spread, moved, residual, variance, sign, density, tilt)
+        terms, restless = norm.terms(mean), np.zeros(len(mean))
+        if norm.q == 1.0 and radius:
+            terms, restless = _averaged_sum(mean, np.diagonal(spread))
+        return cls(X, radius, *terms, spread, moved, residual, variance, sign, density, tilt, restless)
 
     @property
     def length(self) -> Array:
@@ -88,11 +93,17 @@ class Smoothed:
         """The variance of the norm."""
         return float(self.g @ self.spread @ self.g)
 
+    @property
+    def _averaged(self) -> bool:
+        """Whether ``size`` is the mean of the norm already."""
+        return bool(self.restless.any())
+
     def losses(self) -> Array:
         """Mean losses."""
-        sagging = float(np.vdot(self.bend, self.spread))
+        bend = np.zeros_like(self.bend) if self._averaged else self.bend
+        sagging = float(np.vdot(bend, self.spread))
         product = self.size * self.length + self.overlap * self.sign + 0.5 * self.length * sagging
-        product += self.density * np.einsum("ni,ni->n", self.moved @ self.bend, self.moved)
+        product += self.density * np.einsum("ni,ni->n", self.moved @ bend, self.moved)
         square = self.size**2 + self.swing + self.size * sagging
         second = self.residual**2 + self.variance
         return np.asarray(0.5 * second + self.radius * product + 0.5 * self.radius**2 * square)
@@ -114,7 +125,17 @@ class Smoothed:
         out += (eps * float(shares @ self.length) + eps**2 * self.size * float(shares.sum())) * self.bend
         return np.asarray(0.5 * (out + out.T))
 
-    def second_moment(self, shares: Array) -> Array:
+    def between(self, weights: Array) -> Array:
+        """The covariance over weighted examples of their gradients, averaged over the law."""
+        N, curvature = len(weights), self.hessian(weights / len(weights))
+        slope = weights @ self.gradients() / N
+        out = self._second_moment(weights**2 / N) - np.outer(slope, slope) - curvature @ self.spread @ curvature
+        if self._averaged:
+            reach = weights * self.radius * (self.length + self.radius * self.size)
+            out += np.diag(self.restless) * float(np.var(reach))
+        return np.asarray(0.5 * (out + out.T))
+
+    def _second_moment(self, shares: Array) -> Array:
         """The mean of the gradients' outer products, over examples of given shares."""
         eps, f, s, r = self.radius, self.density, self.sign, self.residual
         t, c, v = eps * self.size, eps * self.overlap, eps**2 * self.swing
@@ -133,3 +154,21 @@ class Smoothed:
             out += eps**2 * float(shares @ even) * (self.bend @ self.spread @ self.bend)
         out += mixed + mixed.T
         return np.asarray(0.5 * (out + out.T))
+
+
+def _averaged_sum(mean: Array, variances: Array) -> tuple[NormTerms, Array]:
+    """The mean of the sum of absolute Gaussian weights, with derivatives, and what their signs vary by beyond those."""
+    stuck = np.flatnonzero((variances <= 0.0) & (mean == 0.0))
+    if stuck.size:
+        raise InvalidProblemError(
+            f"weight {stuck[0]} is 0 and the covariance does not move it ({stuck.size} such weights), so nothing "
+            f"averages the norm's kink; face() is the problem without the weights that stay 0"
+        )
+    varies = variances > 0
+    std = np.sqrt(np.where(varies, variances, 1.0))
+    ratio = mean / std
+    sign = np.where(varies, scipy.special.erf(ratio / np.sqrt(2.0)), np.sign(mean))
+    bell = np.exp(-0.5 * np.minimum(np.abs(ratio), 1e3) ** 2) / (np.sqrt(2.0 * np.pi) * std)
+    bend = np.where(varies, 2.0 * bell, 0.0)
+    terms = float(np.sum(mean * sign + variances * bend)), sign, np.diag(bend)
+    return terms, np.maximum(1.0 - sign**2 - bend**2 * variances, 0.0)

@@ -290,8 +290,8 @@ class RobustExamples(ABC):
         ways = []
         if kinks.collapsed:
             ways.append(
-                f"the radius {self.radius:g} is not below collapse_radius = {self.collapse_radius:.6g}, beyond which "
-                f"the minimiser is 0 and no quadratic law holds; take a smaller one"
+                f"take a radius below collapse_radius = {self.collapse_radius:.6g} (it is {self.radius:g}), from which "
+                f"on the minimiser is 0 and no quadratic law holds"
             )
         elif kinks.coordinates:
             ways.append("face() is the problem of the other weights alone, with which these stay on their kink")
@@ -300,7 +300,7 @@ class RobustExamples(ABC):
                 "smoothed_hessian(covariance) and kink_corrected_covariance average the kinks of the residuals over "
                 "the law of the weights"
             )
-        raise InvalidProblemError(f"the loss has no {what} at its optimum: {kinks}. {'; '.join(ways).capitalize()}.")
+        raise InvalidProblemError(f"the loss has no {what} at its optimum: {kinks}. The way out: {'; '.join(ways)}.")
 
     @cached_property
     def hessian(self) -> Array:

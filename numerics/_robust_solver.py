@@ -37,6 +37,8 @@ _NEAR = 200.0
 _REDUNDANT = 1e-8
 _NEWTON_STEPS = 60
 _POLISHING_STEPS = 30
+#: A step so many times the weights' size is none towards a minimiser nearby.
+_TOO_FAR = 1e3
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,9 @@ def _polished(objective: Objective, w: Array, mu: float) -> Solution | None:
         inner, slope = embedding.T @ hessian @ embedding, embedding.T @ gradient
         step = _kkt(inner, constraints, -slope, targets - constraints @ v)
         size = float(np.linalg.norm(step))
-        if not np.isfinite(size) or (size >= 0.5 * last and size <= 1e-10 * np.linalg.norm(v)):
+        if not size <= _TOO_FAR * (np.linalg.norm(v) + objective.weight_scale):
+            return None
+        if size >= 0.5 * last and size <= 1e-10 * np.linalg.norm(v):
             break
         v, last = v + step, size
         if size <= 1e-16 * np.linalg.norm(v):

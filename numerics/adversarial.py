@@ -154,11 +154,12 @@ class AdversarialLeastSquares(RobustExamples):
 
     def _smoothed(self, covariance: ArrayLike, mean: ArrayLike | None) -> Smoothed:
         centre = self.optimum if mean is None else _arrays.vector("mean", mean, dim=self.dim)
-        if self.radius and (not centre.any() or len(self._dual_norm.kinked_coordinates(centre))):
-            kinks = Kinks((), self.kinks.coordinates, not centre.any())
+        kinked = self._dual_norm.kinked_coordinates(centre)
+        if self.radius and self.dual != 1.0 and (not centre.any() or len(kinked)):
+            kinks = Kinks((), tuple(map(int, kinked)), not centre.any())
             raise InvalidProblemError(
-                f"the norm in the loss has a kink at the centre of the Gaussian: {kinks}. Only the kinks of residuals "
-                f"are averaged in closed form; face() is the problem of the weights that are not 0."
+                f"the norm in the loss has a kink at the centre of the Gaussian: {kinks}. Kinks are averaged in closed "
+                f"form for residuals and, under attacks of norm inf, for weights of 0."
             )
         spread = _arrays.positive_semidefinite("covariance", covariance, dim=self.dim)
         return Smoothed.of(self.X, self.y, self.radius, self._dual_norm, centre, spread)
@@ -176,8 +177,9 @@ class AdversarialLeastSquares(RobustExamples):
         Returns
         -------
         float
-            Exact for attacks of norm ``inf`` and 1 as far as the norm's own smooth piece reaches, otherwise to the
-            first order in the covariance over the squared norm.
+            Exact for attacks of norm ``inf`` and 1 as far as the norm's own smooth piece reaches; weights that change
+            their signs (``inf``) enter to leading order, and so do other norms, in the covariance over the squared
+            norm.
         """
         smoothed = self._smoothed(covariance, mean)
         centre = self.optimum if mean is None else _arrays.vector("mean", mean, dim=self.dim)
@@ -225,7 +227,8 @@ class AdversarialLeastSquares(RobustExamples):
         Raises
         ------
         InvalidProblemError
-            If the norm has a kink at the mean, or a residual of 0 does not vary.
+            If the norm has a kink at the mean that is not one of weights at 0 under an attack of norm ``inf``, or if
+            what is 0 does not vary.
 
         Notes
         -----
@@ -266,11 +269,7 @@ class AdversarialLeastSquares(RobustExamples):
         """
         size = checked_batch_size(batch_size, self.num_examples)
         smoothed = self._smoothed(covariance, mean)
-        moment = smoothed.second_moment(self._weights**2 / self.num_examples)
-        slope = self._weights @ smoothed.gradients() / self.num_examples
-        curvature = smoothed.hessian(self._weights / self.num_examples)
-        between = moment - np.outer(slope, slope) - curvature @ smoothed.spread @ curvature
-        return np.asarray(0.5 * (between + between.T) * batch_factor(size, self.num_examples, replacement))
+        return smoothed.between(self._weights) * batch_factor(size, self.num_examples, replacement)
 
     def face(self) -> AdversarialLeastSquares:
         """The same problem without the weights that the norm's kink holds at 0.

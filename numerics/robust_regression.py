@@ -230,12 +230,12 @@ class GaussianAdversarialRegression:
             return
         if kinks.collapsed:
             way = (
-                f"the radius {self.radius:g} is not below collapse_radius = {self.collapse_radius:.6g}, from which on "
-                f"the minimiser is 0 and no quadratic law holds; take a smaller one"
+                f"take a radius below collapse_radius = {self.collapse_radius:.6g} (it is {self.radius:g}), from which "
+                f"on the minimiser is 0 and no quadratic law holds"
             )
         else:
             way = "face() is the problem of the other weights alone, with which these stay on their kink"
-        raise InvalidProblemError(f"the risk has no {what} at its optimum: {kinks}. {way[0].upper()}{way[1:]}.")
+        raise InvalidProblemError(f"the risk has no {what} at its optimum: {kinks}. The way out: {way}.")
 
     def _point(self, w: ArrayLike | None, what: str) -> Array:
         if w is None:
