@@ -33,7 +33,8 @@
 `unhinged_covariance`, ...           the robust unhinged loss: `unhinged_loss`, `unhinged_minimiser`,
                                      `unhinged_hessian`, `unhinged_noise`
 `weight_perturbation_gain`, ...      perturbed weights (AWP): `perturbed_curvature`, `perturbed_example_weight`;
-                                     normalised: `normalised_example_loss`, `normalised_perturbation_covariance`
+                                     normalised: `normalised_example_loss`, `normalised_perturbation_covariance`,
+                                     `normalised_perturbation_closure`
 `moment_threshold`, ...              heavy tails: `moment_growth`, `kesten_equation`, `tail_index_statement`
 `catalogue`                          every formula; `sde_limit`, `commuting_heavy_ball`, `momentum_matrix_equation`
                                      are the literature's statements beside ours; on minibatches
@@ -93,6 +94,7 @@ from .mean_square import (
     mean_square_threshold,
 )
 from .minibatch import finite_data_covariance, minibatch_noise, minibatch_second_moment
+from .normalised_perturbation import normalised_perturbation_closure, normalised_perturbation_covariance
 from .powers import characteristic_sequence
 from .recursion import Recursion, recursion
 from .references import bibtex
@@ -124,7 +126,6 @@ from .unhinged import unhinged_covariance, unhinged_hessian, unhinged_loss, unhi
 from .update_rule import Optimizer, UpdateRule, update_rule
 from .weight_perturbation import (
     normalised_example_loss,
-    normalised_perturbation_covariance,
     perturbed_curvature,
     perturbed_example_weight,
     weight_perturbation_gain,
@@ -197,6 +198,7 @@ __all__ = [
     "nesterov",
     "noiseless_shrinkage",
     "normalised_example_loss",
+    "normalised_perturbation_closure",
     "normalised_perturbation_covariance",
     "perturbed_curvature",
     "perturbed_example_weight",

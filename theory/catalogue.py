@@ -44,6 +44,7 @@ from .literature import (
 )
 from .mean_square import isotropic_threshold, linear_scaling_gap, mean_square_share
 from .minibatch import finite_data_covariance, minibatch_noise, minibatch_second_moment
+from .normalised_perturbation import normalised_perturbation_closure, normalised_perturbation_covariance
 from .reshuffling import reshuffling_bias, reshuffling_covariance
 from .robust_isotropic import Direction, isotropic_covariance, isotropic_hessian, isotropic_noise
 from .robust_minimiser import collapse_radius, robust_minimiser, robust_onset, robust_radius
@@ -70,7 +71,6 @@ from .transient import (
 from .unhinged import unhinged_covariance, unhinged_hessian, unhinged_loss, unhinged_minimiser, unhinged_noise
 from .weight_perturbation import (
     normalised_example_loss,
-    normalised_perturbation_covariance,
     perturbed_curvature,
     perturbed_example_weight,
     weight_perturbation_gain,
@@ -189,4 +189,5 @@ def _adversarial() -> tuple[Formula, ...]:
         perturbed_example_weight(),
         normalised_example_loss(),
         normalised_perturbation_covariance(),
+        normalised_perturbation_closure(),
     )  # fmt: skip

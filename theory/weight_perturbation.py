@@ -6,8 +6,8 @@ The step takes the gradient at weights moved uphill, on the same minibatch and t
 .. math:: w^+ = w - \eta\,(I + \rho H_B)\,g_B(w),
 
 so that it is SGD with the learning-rate matrix :math:`\eta(I + \rho H)` where noise is additive, and SGD on re-weighted
-examples for batches of one. The second is not linear. For batches of one it is SGD on a loss in closed form; for
-Gaussian gradients it is, to first order in rho, the first with rho over a typical length of the gradient.
+examples for batches of one. The second is not linear. For batches of one it is SGD on a loss in closed form, given
+here; `normalised_perturbation_covariance` has its law for additive noise.
 
 All of it holds for adversarial losses where they are quadratic: with h that of the radius (`isotropic_hessian`, hence
 ``isotropic_covariance(sam)``), or inside a cell of constant signs with x the attacked input (`shifted_least_squares`).
@@ -28,11 +28,10 @@ from .recursion import recursion
 from .robust_population import C0, absolute_gaussian_moments
 from .rules import sam, sgd
 from .stability import stability
-from .stationary import C_IJ, H_I, stationary_covariance
+from .stationary import H_I, stationary_covariance
 
 __all__ = [
     "normalised_example_loss",
-    "normalised_perturbation_covariance",
     "perturbed_curvature",
     "perturbed_example_weight",
     "weight_perturbation_gain",
@@ -40,9 +39,7 @@ __all__ = [
 
 RHO = sam["rho"].symbol
 LR = sgd["lr"].symbol
-DIM = sp.Symbol("dim", integer=True, positive=True)
-NOISE = sp.Symbol("c_ii", positive=True)
-LATEX = {RHO: r"\rho", LR: r"\eta", H_I: "h_i", NOISE: "c_{ii}", BATCH_SIZE: "B", NUM_EXAMPLES: "N", DIM: "d",
+LATEX = {RHO: r"\rho", LR: r"\eta", H_I: "h_i", BATCH_SIZE: "B", NUM_EXAMPLES: "N",
          SAME: r"\delta_{ij}", ABS_R: "|r|"}  # fmt: skip
 AWP = ("wu2020awp", "foret2021")
 
@@ -257,108 +254,3 @@ def normalised_example_loss() -> Formula:
         lemmas=(general,),
         symbol_latex={**LATEX, size: "|x|", C0: "c_0"},
     )  # fmt: skip
-
-
-@functools.cache
-def normalised_perturbation_covariance() -> Formula:
-    r"""Derive the stationary variance under normalised weight perturbation, to first order in rho over the gradient.
-
-    Returns
-    -------
-    Formula
-        An approximation: what it leaves out is of second order in rho/|g|, and to first order it is exact for Gaussian
-        noise. There it is the law of unnormalised perturbation with rho times ``inverse_length``,
-        :math:`\kappa_i = \mathrm{E}[g_i^2/|g|]/\mathrm{E}[g_i^2]`. Parts: ``isotropic`` is kappa where all ``dim``
-        directions have the same h and c; ``spread`` is kappa for any spectrum, to second order in the spread of
-        |g|^2, in ``G_i`` = E g_i^2 = 2c/(2 - lr h), ``T`` = sum G and ``T2`` = sum G^2.
-
-    Notes
-    -----
-    Linear in rho the weights and the gradient are jointly Gaussian, so E[w g_i/|g|] follows from their covariance and
-    kappa alone (Bussgang). To second order their law is no longer Gaussian; that is not derived here.
-
-    References
-    ----------
-    wu2020awp, foret2021 (the rule); bussgang1952
-
-    Examples
-    --------
-    >>> print(normalised_perturbation_covariance())
-    Sigma_ii ~ c_ii*lr*(2*h_i*inverse_length*rho/(-h_i*lr + 2) + 1)/(h_i*(-h_i*lr + 2))
-    >>> print(normalised_perturbation_covariance().parts["spread"])
-    (-G_i/T + 1 + 3*T2/(4*T**2))/sqrt(T)
-    """
-    kappa, shown = sp.Symbol("inverse_length", positive=True), sp.Symbol("Sigma_ii", positive=True)
-    first = sp.Symbol("dSigma_ii", real=True)
-    plain = stationary_covariance(sgd).specialise(h_j="h_i").expression.subs(C_IJ, NOISE)
-    perturbed = stationary_covariance(sam).specialise(h_j="h_i").expression.subs(C_IJ, NOISE)
-    expression = LR * NOISE / (H_I * (2 - LR * H_I)) * (1 + 2 * RHO * kappa * H_I / (2 - LR * H_I))
-    keep = 1 - LR * H_I
-    moved = keep * H_I * plain - LR * NOISE  # Cov(keep w - lr n, g), with g = h w + n
-    change = sp.diff(expression, RHO)
-    square = sp.Symbol("G_i", positive=True)
-    total, squares = sp.symbols("T T2", positive=True)
-    spread = (1 - square / total + sp.Rational(3, 4) * squares / total**2) / sp.sqrt(total)
-    length = sp.sqrt(2) * sp.gamma((DIM + 1) / 2) / sp.gamma(DIM / 2)  # E|N(0, I)|
-    isotropic = length / DIM * sp.sqrt((2 - LR * H_I) / (2 * NOISE))
-    return Formula(
-        id="normalised_perturbation_covariance",
-        equation=sp.Eq(shown, expression, evaluate=False),
-        symbols={"h_i": H_I, "c_ii": NOISE, "lr": LR, "rho": RHO, "inverse_length": kappa},
-        assumptions=(CONSTANT_HESSIAN, WHITE_NOISE,
-                     Assumption("Gaussian, commuting", "the noise is Gaussian, and C commutes with H"),
-                     Assumption("small perturbation", "rho*h is small against the length of the gradient")),
-        defining=(sp.Eq(first, keep**2 * first - 2 * LR * H_I * kappa * moved, evaluate=False),),
-        solution={first: change},
-        references=(*AWP, "bussgang1952"),
-        derivation=(
-            Step("w' = (1 - lr h) w - lr n - lr rho h g/|g|; the mean stays 0 by symmetry."),
-            Step("E[(..) g_i/|g|] = Cov(.., g_i) kappa: given g, the expectation of a Gaussian is linear in g."),
-            Step("The linear order in rho of the variance balances it."),
-        ),
-        kind="approximation",
-        parts={"isotropic": isotropic, "spread": spread},
-        identities=(
-            ("at rho = 0 it is the law of SGD", expression.subs(RHO, 0) - plain),
-            ("its slope is that of unnormalised perturbation with rho kappa",
-             change - kappa * sp.diff(perturbed, RHO).subs(RHO, 0)),
-            ("E g_i^2 = h^2 Sigma + c = 2c/(2 - lr h)", H_I**2 * plain + NOISE - 2 * NOISE / (2 - LR * H_I)),
-            *_length_claims(length),
-            *_spread_claims(spread, square, total, squares),
-        ),
-        lemmas=(stationary_covariance(sam), stationary_covariance(sgd)),
-        symbol_latex={**LATEX, shown: r"\Sigma_{ii}", kappa: r"\kappa_i", square: "G_i"},
-    )  # fmt: skip
-
-
-def _length_claims(length: sp.Expr) -> tuple[tuple[str, sp.Expr], ...]:
-    """Prove the mean length of a standard Gaussian vector by its recursion in the dimension."""
-    radius, k = sp.Symbol("R", positive=True), sp.Symbol("k", nonnegative=True)
-    over, under = sp.symbols("gamma1 gamma0", positive=True)
-    slope = sp.diff(-(radius**2) / 2, radius)  # of the logarithm of exp(-R^2/2)
-    next_over = sp.expand_func(sp.gamma((DIM + 1) / 2 + 1)).subs(sp.gamma((DIM + 1) / 2), over)
-    next_under = sp.expand_func(sp.gamma(DIM / 2 + 1)).subs(sp.gamma(DIM / 2), under)
-    return (
-        ("(R^k exp(-R^2/2))' = (k - R^2) R^(k-1) exp(-R^2/2): the integral of R^(k+1) is k times that of R^(k-1)",
-         (k + radius * slope) - (k - radius**2)),
-        ("so from dim to dim + 2 the mean length grows by (dim + 1)/dim; the quotient of gammas does",
-         next_over / next_under - (DIM + 1) / DIM * over / under),
-        ("in one dimension its square is 2/pi", length.subs(DIM, 1) ** 2 - 2 / sp.pi),
-        ("in two its square is pi/2", length.subs(DIM, 2) ** 2 - sp.pi / 2),
-    )  # fmt: skip
-
-
-def _spread_claims(
-    spread: sp.Expr, square: sp.Symbol, total: sp.Symbol, squares: sp.Symbol
-) -> tuple[tuple[str, sp.Expr], ...]:
-    """Expand 1/|g| in D = |g|^2 - T and average with g_i^2, by Isserlis."""
-    d = sp.Symbol("D", real=True)
-    inverse = 1 - d / (2 * total) + sp.Rational(3, 8) * d**2 / total**2  # of sqrt(1 + D/T)
-    residual = sp.Poly(sp.expand(inverse**2 * (1 + d / total) - 1), d)
-    with_one = 3 * square**2 - square**2  # E g_i^2 D: of D only g_i^2 - G_i is correlated with g_i^2
-    with_two = square * 2 * squares  # E g_i^2 D^2, to leading order that of independent factors: E D^2 = 2 sum G^2
-    average = square - with_one / (2 * total) + sp.Rational(3, 8) * with_two / total**2
-    return (
-        *((f"1/sqrt(1 + D/T) up to D^2: order {n}", residual.coeff_monomial(d**n)) for n in range(3)),
-        ("kappa sqrt(T) up to second order in the spread", average / square - spread * sp.sqrt(total)),
-    )
