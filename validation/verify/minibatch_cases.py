@@ -78,7 +78,6 @@ _ASKED: tuple[tuple[MinibatchQuestion, str, tuple[Setup, ...], tuple[Setup, ...]
     ("start", "digits", (), (SGD,)),
     ("epochs", "shared", (HEAVY_BALL,), (SGD,)),
     ("epochs", "examples", (NESTEROV,), (SGD,)),
-    ("adaptive", "gaussian", (), (ADAM,)),
 )
 #: The same, with many only.
 _ASKED_BESIDES: tuple[tuple[MinibatchQuestion, str, tuple[Setup, ...], tuple[Setup, ...]], ...] = (
@@ -87,7 +86,7 @@ _ASKED_BESIDES: tuple[tuple[MinibatchQuestion, str, tuple[Setup, ...], tuple[Set
     ("minibatch", "dropout", (), (HEAVY_BALL,)),
     ("minibatch", "label-noise", (), (HEAVY_BALL,)),
     ("start", "digits", (HEAVY_BALL,), (HEAVY_BALL,)),
-    ("adaptive", "gaussian", (), (RMSPROP,)),
+    ("adaptive", "gaussian", (), (ADAM, RMSPROP)),
 )
 
 
