@@ -263,7 +263,7 @@ def worst_case_shift(norm: Any = 2) -> Formula:
     >>> print(worst_case_shift(float("inf")))
     shift_i = radius*sign_w_i
     >>> worst_case_shift("p").prove()
-    <Proof of worst_case_shift(lp): 16 claims hold exactly>
+    <Proof of worst_case_shift(lp): 17 claims hold exactly>
     """
     dual = dual_norm(norm)
     shown = sp.Symbol("shift_i", real=True)
@@ -287,13 +287,13 @@ def worst_case_shift(norm: Any = 2) -> Formula:
         references=("hoelder1889",),
         derivation=(Step(how[dual.name]), Step("Equality holds at", sp.Eq(shown, shift, evaluate=False))),
         parts={"raised": RADIUS * NORM},
-        identities=_hoelder(dual),
+        identities=_hoelder(dual, shift),
         lemmas=(dual_norm_curvature(norm),) if dual.name == "lp" else (),
         symbol_latex={**NORM_LATEX, shown: r"\delta_i"},
     )
 
 
-def _hoelder(dual: DualNorm) -> tuple[tuple[str, sp.Expr], ...]:
+def _hoelder(dual: DualNorm, shift: sp.Expr) -> tuple[tuple[str, sp.Expr], ...]:
     if dual.name == "l2":
         size, inner = sp.symbols("delta_norm inner", real=True)  # |delta| and delta'w
         apart = size**2 - 2 * (inner / NORM**2) * inner + (inner / NORM**2) ** 2 * NORM**2  # |delta - (inner/N^2) w|^2
@@ -324,17 +324,19 @@ def _hoelder(dual: DualNorm) -> tuple[tuple[str, sp.Expr], ...]:
         )  # fmt: skip
     q = dual.dual
     p = q / (q - 1)
-    share, low, high = sp.symbols("A P_log", positive=True)[0], *sp.symbols("l L", real=True)
-    base, power = sp.symbols("b b_q", positive=True)  # b = |w_k|/N and b^q
-    a = sp.Symbol("a", positive=True)  # |delta_k|/radius; Young's gap is a^p/p + b^q/q - a b
-    slope = sp.diff(sp.log(a) * (p - 1), a) - (p - 1) / a  # (log of a^(p-1))' = (p-1)/a: a^(p-1) rises with a
+    low, high = sp.symbols("l L", real=True)  # log|w_k| and log N
+    a, a_p = sp.symbols("a a_p", positive=True)  # |delta_k|/radius and its power p
+    b, b_q = sp.symbols("b b_q", positive=True)  # |w_k|/N and its power q
+    along = {a: sp.Integer(1), a_p: p * a_p / a}
+    slope = derive(a_p / p + b_q / q - a * b, along)  # of Young's gap
     return (
-        ("Young: the gap has the slope a^(p-1) - b, which rises with a", slope),
+        ("Young: the gap a^p/p + b^q/q - a b has the slope a^(p-1) - b", slope - (a_p / a - b)),
+        ("which rises with a, by (p-1) a^(p-2)", derive(slope, along) - (p - 1) * a_p / a**2),
         ("it is 0 at a = b^(q-1), where a^(p-1) = b", (p - 1) * (q - 1) - 1),
         ("there a^p = b^q", p * (q - 1) - q),
-        ("and a^p/p + b^q/q - a b = 0", power / p + power / q - base * (power / base)),
+        ("and the gap is 0", b_q / p + b_q / q - (b_q / b) * b),
         ("over all weights Young's bounds add up to 1/p + 1/q = 1", 1 / p + 1 / q - 1),
         ("the shift is on the ball: |shift_k|^p = radius^p |w_k|^q/N^q, which add up to radius^p",
          p * (q - 1) * (low - high) - (q * low - q * high)),
-        ("it raises w'x by radius u'w = radius*N", (share * NORM / share) * RADIUS - RADIUS * NORM),
+        ("it is radius u, and u'w = N", shift - RADIUS * dual.gradient[0]),
     )  # fmt: skip

@@ -2,9 +2,9 @@ r"""Normalised adversarial weight perturbation on a quadratic: not a linear rule
 
 The step :math:`w^+ = w - \eta\,(g + \rho H g/|g|)`, g = Hw + noise, takes the gradient at weights moved uphill by a
 fixed length. To first order in rho over the length of the gradient its stationary law is exact for Gaussian noise: that
-of the unnormalised rule with :math:`\rho\kappa_i`, :math:`\kappa_i = \mathrm{E}[g_i^2/|g|]/\mathrm{E}[g_i^2]`. Beyond, a
-Gaussian closure follows it: with equal directions the size of the gradient solves a cubic. The move is bounded, so that
-unlike the unnormalised rule it leaves the largest stable learning rate at 2/h.
+of the unnormalised rule with :math:`\rho\kappa_i`, :math:`\kappa_i = \mathrm{E}[g_i^2/|g|]/\mathrm{E}[g_i^2]`. Beyond,
+a Gaussian closure follows it: with equal directions the size of the gradient solves a cubic. The move is bounded, so
+that unlike the unnormalised rule it leaves the largest stable learning rate at 2/h.
 """
 
 from __future__ import annotations
