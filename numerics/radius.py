@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InvalidProblemError, NonStationaryError, UnstableError
 from ..theory import Optimizer, recursion
 from . import _arrays
+from ._batches import checked_batch_size
 from .adversarial import AdversarialLeastSquares, AdversarialLogistic
 from .kink_corrected import kink_corrected_covariance
 from .mean_square import mean_square_stability
@@ -207,6 +208,7 @@ class _Point:
 def _point(problem: Any, optimizer: Optimizer, batch_size: int, replacement: bool, law: PathLaw) -> _Point:
     out = _Point()
     examples = hasattr(problem, "num_examples")
+    checked_batch_size(batch_size, problem.num_examples if examples else None)
     corrected = law == "kink-corrected" or (law == "auto" and isinstance(problem, AdversarialLeastSquares))
     try:
         out.optimum = problem.optimum
