@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from .. import numerics
+from ..errors import NonStationaryError
 from ..numerics import GradientNoise
 from ..theory import Optimizer
 from ._gradients import GradientSource
@@ -81,27 +82,44 @@ class FourthMoment:
         if math.isnan(self.growth):
             return f"{self.verdict}, nothing is known of its growth"
         about = f" +- {self.error:.1g}" if self.error >= 1e-6 * self.growth else ""
-        return f"{self.verdict}: it grows by the factor {self.growth:.6g}{about} in a step"
+        where = "" if self.steps is None else " at the stationary law"
+        count = "a step" if self.steps is None else f"each of {self.steps} steps"
+        return f"{self.verdict}{where}: it grows by the factor {self.growth:.6g}{about} in {count}"
 
 
 def fourth_moment(optimizer: Optimizer, source: GradientSource, steps: int | None = None) -> FourthMoment | None:
     """What numerics knows of the fourth moment, at the stationary law or after so many steps from a start.
 
-    None where the noise is additive and Gaussian.
+    None where the noise is additive.
     """
-    return _found(optimizer, source.noise, steps) if isinstance(source.noise, GradientNoise) else None
+    noise = source.noise
+    return _found(optimizer, noise, steps) if isinstance(noise, GradientNoise) and _multiplies(noise) else None
+
+
+def _multiplies(noise: GradientNoise) -> bool:
+    """Whether the curvature of a batch is random at all, beyond rounding."""
+    added = np.abs(noise.multiplicative(np.eye(noise.dim)))
+    rounding = 64 * np.finfo(np.float64).eps * noise.dim * np.linalg.norm(noise.hessian, 2) ** 2
+    return bool(added.max() > rounding)
 
 
 @functools.lru_cache(maxsize=64)
 def _found(optimizer: Optimizer, noise: GradientNoise, steps: int | None) -> FourthMoment:
-    form = solvable_form(optimizer, noise)
-    if form is None:
-        return FourthMoment("undecided", math.nan, math.nan, steps)
-    solved, entries = form[0], np.linalg.matrix_rank(form[1].hessian) * len(form[0].rule.slots)
+    try:
+        form = solvable_form(optimizer, noise)
+        found = None if form is None else _growth(*form, steps)
+    except NonStationaryError:  # no direction in which anything moves back to an optimum
+        found = None
+    return FourthMoment("undecided", math.nan, math.nan, steps) if found is None else found
+
+
+def _growth(optimizer: Optimizer, noise: GradientNoise, steps: int | None) -> FourthMoment:
+    """The growth of fourth moments, known as well as its verdict needs."""
+    entries = np.linalg.matrix_rank(noise.hessian) * len(optimizer.rule.slots)
     for sizes in SHORT if entries > EXACT_ENTRIES else ():
-        rough = numerics.moment_growth(solved, form[1], order=4, method="particles", rng=0, **sizes)
+        rough = numerics.moment_growth(optimizer, noise, order=4, method="particles", rng=0, **sizes)
         found = FourthMoment(rough.verdict, rough.value, rough.error, steps)
         if found.trusted or found.verdict != "undecided":
             return found
-    exact = numerics.moment_growth(solved, form[1], order=4)
+    exact = numerics.moment_growth(optimizer, noise, order=4)
     return FourthMoment(exact.verdict, exact.value, exact.error, steps)

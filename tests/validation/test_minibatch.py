@@ -308,6 +308,19 @@ def test_after_few_steps_a_fourth_moment_has_not_grown_yet_and_after_many_it_has
     assert drawn.fourth_moment.trusted
 
 
+def test_noise_that_turns_out_additive_has_all_moments():
+    # Examples with one Hessian, and the whole data set as a batch: no curvature is random.
+    shared = QuadraticExamples(np.broadcast_to(np.eye(2), (4, 2, 2)), np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1]]))
+    flat = QuadraticExamples(np.zeros((4, 2, 2)), shared.gradients)
+    for problem, options in ((shared, {"batch_size": 2}), (flat, {"batch_size": 2}),
+                             (regression(), {"batch_size": 12, "replacement": False})):  # fmt: skip
+        run = transient_covariance(sgd(lr=0.1), problem, 3, replicas=10, rng=0, progress=False, **options)
+        assert run.fourth_moment is None
+    signs = QuadraticExamples(np.array([np.eye(2), -np.eye(2)]), shared.gradients[:2])
+    run = transient_covariance(sgd(lr=0.1), signs, 3, batch_size=1, replicas=10, rng=0, progress=False)
+    assert run.fourth_moment.verdict == "undecided"
+
+
 def test_additive_noise_has_all_moments():
     quadratic = regression().quadratic(2)
     measured = stationary_covariance(sgd(lr=0.1), quadratic, replicas=100, steps=10, snapshots=1, progress=False)
