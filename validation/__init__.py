@@ -14,10 +14,12 @@
 `schedule_from_torch`      the schedule that a real ``torch.optim.lr_scheduler`` follows
 `LinearizedNetwork`        a network linear in its weights, measured in all of them -> `LinearizedEstimate`
 `local_quadratic`          of a differentiable loss at an optimum, with what it misses -> `LocalQuadratic`
-`flat_loss`                a network's loss as a function of one vector
+`local_optimum`            a minimum of such a loss; `flat_loss` a network's loss as a function of one vector
 `fgsm`, `pgd`              worst-case inputs within a ball and a domain
 `mlp`, `cnn`, `digits`     small networks, and data for them
 `adaptive_covariance`      of the real ``torch.optim.Adam`` or ``RMSprop``, whose second moments fluctuate
+`radius_path`              curvature, noise, covariance and risk along an attack's radius -> `MeasuredRadiusPath`
+`perturbed_covariance`     with adversarial weight perturbation (AWP)
 `tail_index`               Hill's estimate of the tail index of the weights -> `TailEstimate`
 ========================== ===========================================================================
 """
@@ -30,14 +32,17 @@ from .attacks import fgsm, pgd
 from .averages import AutocovarianceEstimate, AverageEstimate, autocovariance, average_covariance
 from .epochs import EpochEstimate, epoch_average_covariance, epoch_covariance
 from .linearized import LinearizedEstimate, LinearizedNetwork
-from .local_quadratic import CubicRemainder, LocalQuadratic, flat_loss, local_quadratic
-from .networks import cnn, digits, mlp
+from .local_optimum import local_optimum
+from .local_quadratic import CubicRemainder, LocalQuadratic, local_quadratic
+from .networks import cnn, digits, flat_loss, mlp
+from .radius import MeasuredRadiusPath, radius_path
 from .schedules import schedule_from_torch
 from .stationary import Estimate, stationary_covariance
 from .tails import TailEstimate, tail_index
 from .torch_optimizers import from_torch, torch_optimizer
 from .trajectory import Trajectory, trajectory
 from .transient import TransientEstimate, transient_covariance
+from .weight_perturbation import perturbed_covariance
 
 __all__ = [
     "Agreement",
@@ -50,6 +55,7 @@ __all__ = [
     "LinearizedEstimate",
     "LinearizedNetwork",
     "LocalQuadratic",
+    "MeasuredRadiusPath",
     "TailEstimate",
     "Trajectory",
     "TransientEstimate",
@@ -64,9 +70,12 @@ __all__ = [
     "fgsm",
     "flat_loss",
     "from_torch",
+    "local_optimum",
     "local_quadratic",
     "mlp",
+    "perturbed_covariance",
     "pgd",
+    "radius_path",
     "schedule_from_torch",
     "stationary_covariance",
     "tail_index",

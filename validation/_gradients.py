@@ -15,9 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .. import numerics
 from ..errors import InvalidProblemError
 from ..numerics import (
+    AdversarialLeastSquares,
     DropoutNoise,
+    GaussianAdversarialRegression,
     GaussianMinibatchNoise,
     GradientNoise,
     InputNoise,
@@ -25,8 +28,11 @@ from ..numerics import (
     MinibatchNoise,
     Quadratic,
     QuadraticExamples,
+    RobustUnhinged,
 )
 from ..numerics.noise import WithAdditive
+from ..theory import Optimizer
+from ._attacked_batches import AttackedExamples, attacked_batches, attacked_fresh_batches
 from ._corruption import dropout_batches, noisy_batches
 from ._draws import Gradient, normals, range_factor
 from ._minibatches import example_batches, fresh_batches, general_batches
@@ -35,7 +41,9 @@ __all__ = ["Gradient", "GradientSource", "Measurable", "gradient_source"]
 
 Array = NDArray[np.float64]
 #: What a run can be measured on.
-Measurable: TypeAlias = Quadratic | LeastSquares | QuadraticExamples | GradientNoise
+Measurable: TypeAlias = (
+    Quadratic | LeastSquares | QuadraticExamples | GradientNoise | AttackedExamples | GaussianAdversarialRegression
+)
 
 
 @dataclass(frozen=True)
@@ -47,9 +55,10 @@ class GradientSource:
     gradients : iterator
     kind : str
     quadratic : Quadratic
-        The mean loss that the steps see, with the noise that they have at its minimum.
+        The mean loss that the steps see, with the noise that they have at its minimum. Of a loss that is not
+        quadratic, its expansion there; on kinks, that over the law of the iterates.
     noise : ndarray or GradientNoise
-        The noise as numerics takes it: a covariance where it is additive.
+        The noise as numerics takes it: a covariance where it is additive, or where no more is known of it.
     """
 
     gradients: Iterator[Gradient]
@@ -63,10 +72,16 @@ def gradient_source(
     replicas: int,
     generator: torch.Generator,
     *,
+    optimizer: Optimizer,
     batch_size: int | None,
     replacement: bool,
 ) -> GradientSource:
-    """The gradients of ``problem``; refuses a batch size that does not fit."""
+    """The gradients of ``problem``; refuses a batch size that does not fit.
+
+    The optimizer makes no gradients; where they jump, it decides over which weights the curvature is averaged.
+    """
+    if isinstance(problem, AttackedExamples | GaussianAdversarialRegression):
+        return _attacked(problem, replicas, generator, optimizer, batch_size, replacement)
     if isinstance(problem, LeastSquares | QuadraticExamples):
         if batch_size is None:
             raise InvalidProblemError(
@@ -92,9 +107,43 @@ def gradient_source(
         quadratic = Quadratic(problem.hessian, problem.covariance(), problem.optimum)
         return GradientSource(gradients, kind, quadratic, problem)
     raise InvalidProblemError(
-        f"the problem must be a Quadratic, a LeastSquares or QuadraticExamples with its batch_size, or a "
-        f"GradientNoise, got {type(problem).__name__}."
+        f"the problem must be a Quadratic, a LeastSquares, QuadraticExamples or one of the adversarial problems with "
+        f"its batch_size, or a GradientNoise, got {type(problem).__name__}."
     )
+
+
+def _attacked(
+    problem: AttackedExamples | GaussianAdversarialRegression,
+    replicas: int,
+    generator: torch.Generator,
+    optimizer: Optimizer,
+    batch_size: int | None,
+    replacement: bool,
+) -> GradientSource:
+    """Robust losses, every draw attacked anew at the weights of its replica."""
+    if batch_size is None:
+        raise InvalidProblemError(f"{problem!r} needs batch_size=... to draw minibatches for.")
+    order = 2.0 if isinstance(problem, RobustUnhinged) else problem.norm
+    attack = f"attacked anew at each step (l{order:g}, radius {problem.radius:g})"
+    if isinstance(problem, GaussianAdversarialRegression):
+        quadratic = problem.quadratic(batch_size)
+        fresh = attacked_fresh_batches(problem, replicas, generator, batch_size=batch_size)
+        return GradientSource(
+            fresh, f"minibatches of {batch_size} fresh Gaussian examples, {attack}", quadratic, quadratic.noise
+        )
+    noise: Array | GradientNoise
+    if isinstance(problem, AdversarialLeastSquares) and problem.kinks.residuals:
+        law = numerics.kink_corrected_covariance(optimizer, problem, batch_size, replacement=replacement)
+        quadratic, noise = Quadratic(law.hessian, law.noise, law.mean), law.noise
+    else:
+        quadratic = problem.quadratic(batch_size, replacement)
+        noise = quadratic.noise
+        if isinstance(problem, AdversarialLeastSquares):
+            noise = MinibatchNoise(problem.cell(), batch_size, replacement)
+    gradients = attacked_batches(problem, replicas, generator, batch_size=batch_size, replacement=replacement)
+    with_or_without = "with" if replacement else "without"
+    kind = f"minibatches of {batch_size} {with_or_without} replacement, {attack}"
+    return GradientSource(gradients, kind, quadratic, noise)
 
 
 def _drawn(noise: GradientNoise, replicas: int, generator: torch.Generator) -> tuple[Iterator[Gradient], str]:

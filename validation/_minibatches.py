@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 from ..numerics import LeastSquares, QuadraticExamples
 from ._draws import Gradient, distinct_rows, normals, range_factor
 
-__all__ = ["example_batches", "fresh_batches", "general_batches", "indices"]
+__all__ = [
+    "example_batches",
+    "fresh_batches",
+    "general_batches",
+    "indices",
+    "mean_gradient",
+    "row_products",
+    "weighted_rows",
+]
 
 Array = NDArray[np.float64]
 
@@ -49,22 +57,22 @@ def example_batches(
         targets = y[drawn]
 
         def grad(x: torch.Tensor, drawn: torch.Tensor = drawn, targets: torch.Tensor = targets) -> torch.Tensor:
-            mean = _weighted(drawn, X, (_products(drawn, X, x, ones) - targets) / batch_size)
+            mean = weighted_rows(drawn, X, (row_products(drawn, X, x, ones) - targets) / batch_size)
             return mean + l2 * x if l2 else mean
 
         yield grad
 
 
-def _weighted(drawn: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def weighted_rows(drawn: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Sums of the drawn rows, each with its weight: (replicas, d)."""
     return torch.nn.functional.embedding_bag(drawn, rows, mode="sum", per_sample_weights=weights)
 
 
-def _products(drawn: torch.Tensor, rows: torch.Tensor, x: torch.Tensor, ones: torch.Tensor) -> torch.Tensor:
+def row_products(drawn: torch.Tensor, rows: torch.Tensor, x: torch.Tensor, ones: torch.Tensor) -> torch.Tensor:
     """Products of each replica's drawn rows with its own vector: (replicas, batch_size)."""
     with torch.enable_grad():
         weights = ones.requires_grad_()
-        (found,) = torch.autograd.grad(_weighted(drawn, rows, weights), weights, x.detach())
+        (found,) = torch.autograd.grad(weighted_rows(drawn, rows, weights), weights, x.detach())
     return found
 
 

@@ -139,7 +139,9 @@ def set_up(
         raise InvalidProblemError(f"engine must be one of {tuple(ENGINES)}, got {engine!r}.")
     slots = check_slots(optimizer, slots)
     generator = torch.Generator(device=device).manual_seed(seed)
-    source = gradient_source(problem, replicas, generator, batch_size=batch_size, replacement=replacement)
+    source = gradient_source(
+        problem, replicas, generator, optimizer=optimizer, batch_size=batch_size, replacement=replacement
+    )
     return Setup(optimizer, source, replicas, slots, engine, generator, seed)
 
 

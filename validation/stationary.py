@@ -28,7 +28,7 @@ from ._fourth_moment import FourthMoment, fourth_moment
 from ._gradients import Measurable
 from ._moments import moments
 from ._planning import forgetting_of, stationary_law
-from ._runs import advance, check_count, read_slots, set_up
+from ._runs import Setup, advance, check_count, read_slots, set_up
 
 __all__ = ["Estimate", "stationary_covariance"]
 
@@ -151,11 +151,14 @@ def stationary_covariance(
     ----------
     optimizer : Optimizer
         Every hyper-parameter bound.
-    problem : Quadratic, LeastSquares, QuadraticExamples or GradientNoise
+    problem : Quadratic, LeastSquares, QuadraticExamples, GradientNoise or an adversarial problem
         With a `Quadratic`, gradients are ``H (w - optimum)`` plus Gaussian noise of covariance ``problem.noise``. With
         a `LeastSquares` or `QuadraticExamples` and ``batch_size``, every replica draws true minibatches. With the noise
         itself (`MinibatchNoise`, `GaussianMinibatchNoise`, `DropoutNoise`, `InputNoise`, or one of these plus a
         covariance) it sees what makes that noise: batches, fresh data, dropped or noisy inputs, added Gaussian noise.
+        With an `AdversarialLeastSquares`, `AdversarialLogistic` or `RobustUnhinged` and ``batch_size``, minibatches
+        whose inputs are attacked, exactly, at each replica's own weights whenever a gradient is asked for; with a
+        `GaussianAdversarialRegression` likewise, over fresh examples.
     replicas : int
         Independent runs, at least 2 (`compare` wants 100).
     steps : int or "auto"
@@ -169,7 +172,7 @@ def stationary_covariance(
     slots : tuple of str
         Slots to report, stacked in this order.
     batch_size : int, optional
-        For `LeastSquares` and `QuadraticExamples`.
+        For `LeastSquares`, `QuadraticExamples` and the adversarial problems.
     replacement : bool
         Whether the examples of one minibatch are drawn with replacement, for these.
     engine : {"rule", "torch.optim"}
@@ -206,11 +209,28 @@ def stationary_covariance(
     >>> exact = 0.5 / (2 - 0.5)  # lr c / (2 h - lr h^2)
     >>> bool(abs(estimate.value[0, 0] - exact) < 4 * estimate.standard_error[0, 0])
     True
+
+    Minibatches of two examples, of which one is steeper:
+
+    >>> from sgdcov import numerics
+    >>> noise = numerics.MinibatchNoise(numerics.LeastSquares([[1.0], [2.0]], [0.0, 1.0]), batch_size=1)
+    >>> estimate = stationary_covariance(sgd(lr=0.1), noise, replicas=20_000, rng=0)
+    >>> exact = numerics.stationary_covariance(sgd(lr=0.1), noise.hessian, noise).value
+    >>> bool(abs(estimate.value[0, 0] - exact[0, 0]) < 4 * estimate.standard_error[0, 0])
+    True
     """
     setup = set_up(
         optimizer, problem, replicas=replicas, slots=slots, batch_size=batch_size, replacement=replacement,
         engine=engine, rng=rng, device=device,
     )  # fmt: skip
+    return measured(setup, steps, snapshots, progress=progress)
+
+
+def measured(
+    setup: Setup, steps: int | Literal["auto"], snapshots: int | Literal["auto"], *, progress: bool
+) -> Estimate:
+    """Run checked arguments from the fixed point until the law is stationary, then take snapshots."""
+    optimizer, replicas, device = setup.optimizer, setup.replicas, setup.generator.device
     slots, quadratic = setup.slots, setup.quadratic
 
     stationary_law(optimizer, setup.source)  # refuses what has none
@@ -246,7 +266,7 @@ def stationary_covariance(
         transient=forgetting.share(burn_in) / gaussian_error,
         slots=slots,
         optimizer=optimizer,
-        engine=engine,
+        engine=setup.engine,
         gradients=setup.source.kind,
         fourth_moment=fourth_moment(optimizer, setup.source),
         seed=setup.seed,

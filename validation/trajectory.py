@@ -152,7 +152,7 @@ def trajectory(
         What changes over time; or a function that makes a real ``torch.optim.lr_scheduler`` for a ``torch.optim``
         object, as ``lambda optim: StepLR(optim, step_size=30)`` does. With ``engine="torch.optim"`` that scheduler
         itself steps along, once after each step of the optimizer; the rule follows what `schedule_from_torch` reads.
-    problem : Quadratic, LeastSquares, QuadraticExamples or GradientNoise
+    problem : Quadratic, LeastSquares, QuadraticExamples, GradientNoise or an adversarial problem
         As in `stationary_covariance`.
     start : Optimizer, StationaryCovariance, TransientCovariance, array_like or None
         As in `transient_covariance`.
@@ -166,7 +166,7 @@ def trajectory(
     slots : tuple of str
         Slots to report, stacked in this order.
     batch_size : int, optional
-        For `LeastSquares` and `QuadraticExamples`.
+        For `LeastSquares`, `QuadraticExamples` and the adversarial problems.
     replacement : bool
         Whether the examples of one minibatch are drawn with replacement, for these.
     engine : {"rule", "torch.optim"}

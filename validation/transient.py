@@ -118,7 +118,7 @@ def transient_covariance(
     ----------
     optimizer : Optimizer
         Every hyper-parameter bound. It may be unstable, for as long as its iterates stay finite.
-    problem : Quadratic, LeastSquares, QuadraticExamples or GradientNoise
+    problem : Quadratic, LeastSquares, QuadraticExamples, GradientNoise or an adversarial problem
         As in `stationary_covariance`.
     steps : int or sequence of int
         How many steps after the start, at least 0; several ascending numbers are all recorded in the one run.
@@ -141,7 +141,7 @@ def transient_covariance(
     slots : tuple of str
         Slots to report, stacked in this order.
     batch_size : int, optional
-        For `LeastSquares` and `QuadraticExamples`.
+        For `LeastSquares`, `QuadraticExamples` and the adversarial problems.
     replacement : bool
         Whether the examples of one minibatch are drawn with replacement, for these.
     engine : {"rule", "torch.optim"}

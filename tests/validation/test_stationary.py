@@ -177,8 +177,9 @@ def test_subsets_are_distinct_and_equally_likely(batch_size):
 def test_every_call_within_a_step_sees_the_same_minibatch(options):
     problem = regression() if options else non_commuting()
     source = gradient_source(
-        problem, 7, torch.Generator().manual_seed(0), batch_size=options.get("batch_size"), replacement=True
-    )
+        problem, 7, torch.Generator().manual_seed(0), optimizer=sgd(lr=0.1), batch_size=options.get("batch_size"),
+        replacement=True,
+    )  # fmt: skip
     point = torch.zeros((7, problem.dim), dtype=torch.float64)
     grad, other = next(source.gradients), next(source.gradients)
     assert torch.equal(grad(point), grad(point))
