@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,10 @@ class PointwiseLoss:
         if shape != ():
             raise InvalidProblemError(f"loss(w, *example) must be a scalar tensor for ONE example, got shape {shape}.")
         return out
+
+    def at(self, w: Array) -> PointwiseLoss:
+        """The same loss about another point."""
+        return replace(self, point=torch.tensor(w, dtype=torch.float64, device=self.point.device))
 
     @property
     def optimum(self) -> Array:

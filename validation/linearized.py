@@ -11,6 +11,7 @@ in the r coordinates a, and c is moved by weight decay alone, without noise: no 
 
 from __future__ import annotations
 
+import copy
 import html
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -98,6 +99,9 @@ class LinearizedNetwork(RangeCoordinates):
     -----
     Without weight decay and with independent rows of J the network fits its targets: the noise vanishes at the optimum
     and the stationary covariance is 0. Laws over time, label noise, or weight decay are what there is to see.
+
+    An attack on a network that was never trained moves inputs to where its chance outputs are wrong, which tells their
+    labels: train the model before it is linearised, where robustness is what is asked for.
 
     References
     ----------
@@ -238,6 +242,30 @@ class LinearizedNetwork(RangeCoordinates):
 
         data = (torch.tensor(features), torch.tensor(offsets), self.y.cpu())
         return local_quadratic(loss, self.problem.optimum, data, batch_size=batch_size, replacement=replacement)
+
+    def network(self, coordinates: ArrayLike) -> torch.nn.Module:
+        """A copy of the model itself, not linearised, with other weights.
+
+        Parameters
+        ----------
+        coordinates : array_like, shape (r,)
+            In the range; the complement stays as the model has it.
+
+        Returns
+        -------
+        torch.nn.Module
+            In double precision.
+        """
+        own = copy.deepcopy(self._flat.model).double()
+        weights = self.weights(coordinates)
+        if weights.ndim != 1:
+            raise InvalidProblemError(f"coordinates must have shape ({self.rank},), got {np.shape(coordinates)}.")
+        flat = torch.tensor(weights + self.complement)
+        parameters = dict(own.named_parameters())
+        with torch.no_grad():
+            for name, value in self._flat.parameters(flat).items():
+                parameters[name].copy_(value)
+        return own
 
     def complement_factor(self, optimizer: Optimizer, steps: int) -> float:
         """By what the complement is multiplied in so many steps from rest: 1 without weight decay.

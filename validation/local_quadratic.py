@@ -29,10 +29,9 @@ from scipy.sparse.linalg import LinearOperator
 from ..errors import InvalidProblemError
 from ..numerics import MinibatchNoise, Quadratic, QuadraticExamples, StationaryCovariance, TransientCovariance
 from ._draws import range_factor
-from ._functional import FlatModel, Loss, per_example_loss
 from ._pointwise_loss import PointwiseLoss
 
-__all__ = ["CubicRemainder", "LocalQuadratic", "flat_loss", "local_quadratic"]
+__all__ = ["CubicRemainder", "LocalQuadratic", "local_quadratic"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -285,6 +284,7 @@ def local_quadratic(
         ``loss(w, *example)``, the loss of ONE example at weights w of shape (d,), a scalar tensor that ``torch.func``
         can differentiate. `flat_loss` makes one of a network.
     optimum : array_like, shape (d,)
+        `local_optimum` finds one.
     data : array_like, shape (N, ...), or a tuple of such
         What ``loss`` is given one entry of: ``(x, y)``. Floats are taken to double precision.
     batch_size : int
@@ -364,48 +364,6 @@ def local_quadratic(
         replacement=replacement,
         _loss=point,
     )
-
-
-def flat_loss(
-    model: torch.nn.Module, loss: Loss = "cross_entropy", *, l2: float = 0.0, device: str | torch.device = "cpu"
-) -> tuple[Callable[..., torch.Tensor], torch.Tensor]:
-    """A network's loss of one example as a function of one vector of all weights, and the weights it has.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Not changed; refused in training mode with dropout or batch normalisation.
-    loss : {"cross_entropy", "squared", "logistic"} or callable
-        A callable maps outputs (n, K) and y to n losses.
-    l2 : float
-        Adds ``l2 |w|^2 / 2``.
-    device : str or torch.device
-
-    Returns
-    -------
-    loss : callable
-        ``loss(w, x, y)`` for `local_quadratic`.
-    weights : torch.Tensor, shape (P,)
-
-    Raises
-    ------
-    InvalidProblemError
-        If the model is no fixed function of its inputs.
-
-    Examples
-    --------
-    >>> from sgdcov.validation import mlp
-    >>> loss, w = flat_loss(mlp((2, 1)), "squared")
-    >>> float(loss(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 1.0]), torch.tensor(4.0)))  # (1 + 2 + 3 - 4)^2 / 2
-    2.0
-    """
-    flat, each = FlatModel(model, device), per_example_loss(loss)
-
-    def of_one(w: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        found = each(flat(w, x.unsqueeze(0)), y.unsqueeze(0)).squeeze(0)
-        return found + 0.5 * l2 * (w @ w) if l2 else found
-
-    return of_one, flat.start.clone()
 
 
 def _refuse_saddle(hessian: Array) -> None:

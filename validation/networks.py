@@ -1,9 +1,9 @@
-"""Small networks, and the digits to run them on: architecture from arguments, in double precision, from a seed."""
+"""Small networks from a seed, architecture from arguments; their losses as functions of one vector; and digits."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from ..errors import InvalidProblemError
+from ._functional import FlatModel, Loss, per_example_loss
 
-__all__ = ["cnn", "digits", "mlp"]
+__all__ = ["cnn", "digits", "flat_loss", "mlp"]
 
 #: Smooth and not: the local quadratic of a loss wants a smooth one.
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "softplus": nn.Softplus, "gelu": nn.GELU}
@@ -118,6 +119,47 @@ def cnn(
     flat = sizes[-1] * height * width
     head = nn.Linear(flat, outputs, **BARE).to_empty(device="cpu")
     return nn.Sequential(*layers, nn.Flatten(), _initialised(head, flat, generator))
+
+
+def flat_loss(
+    model: torch.nn.Module, loss: Loss = "cross_entropy", *, l2: float = 0.0, device: str | torch.device = "cpu"
+) -> tuple[Callable[..., torch.Tensor], torch.Tensor]:
+    """A network's loss of one example as a function of one vector of all weights, and the weights it has.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Not changed; refused in training mode with dropout or batch normalisation.
+    loss : {"cross_entropy", "squared", "logistic"} or callable
+        A callable maps outputs (n, K) and y to n losses.
+    l2 : float
+        Adds ``l2 |w|^2 / 2``.
+    device : str or torch.device
+
+    Returns
+    -------
+    loss : callable
+        ``loss(w, x, y)`` for `local_quadratic`.
+    weights : torch.Tensor, shape (P,)
+
+    Raises
+    ------
+    InvalidProblemError
+        If the model is no fixed function of its inputs.
+
+    Examples
+    --------
+    >>> loss, w = flat_loss(mlp((2, 1)), "squared")
+    >>> float(loss(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 1.0]), torch.tensor(4.0)))  # (1 + 2 + 3 - 4)^2 / 2
+    2.0
+    """
+    flat, each = FlatModel(model, device), per_example_loss(loss)
+
+    def of_one(w: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        found = each(flat(w, x.unsqueeze(0)), y.unsqueeze(0)).squeeze(0)
+        return found + 0.5 * l2 * (w @ w) if l2 else found
+
+    return of_one, flat.start.clone()
 
 
 def digits(

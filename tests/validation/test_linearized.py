@@ -150,6 +150,16 @@ def test_a_linear_model_is_its_own_tangent():
     assert np.abs(net.complement).max() < 1e-14
 
 
+def test_a_network_with_the_weights_of_coordinates_is_its_tangent_to_first_order():
+    net = tiny()
+    step = 1e-4 * np.random.default_rng(2).standard_normal(net.rank)
+    with torch.no_grad():
+        start, near = (net.network(net.start + delta)(net.x).numpy() for delta in (0 * step, step))
+    np.testing.assert_allclose(start, net.predictions(net.start), atol=1e-12)
+    np.testing.assert_allclose(near, net.predictions(net.start + step), atol=1e-6)  # second order
+    assert np.abs(near - start).max() > 1e-5
+
+
 def test_fixed_parameters_are_constants_and_the_model_is_left_alone():
     x, y = digits(5, classes=(3, 8))
     model = mlp((64, 3, 1)).float()

@@ -9,7 +9,7 @@ from sgdcov import numerics
 from sgdcov.errors import InvalidProblemError
 from sgdcov.numerics import LeastSquares, MinibatchNoise
 from sgdcov.theory import sgd
-from sgdcov.validation import LinearizedNetwork, digits, flat_loss, local_quadratic, mlp
+from sgdcov.validation import LinearizedNetwork, digits, flat_loss, local_optimum, local_quadratic, mlp
 
 EPS = np.finfo(np.float64).eps
 
@@ -100,6 +100,32 @@ def test_the_remainder_tells_a_narrow_law_from_a_wide_one():
     # The cubic part is as the standard deviation to the quadratic one, which is as the root of the learning rate.
     assert 5 * narrow.relative < wide.relative
     assert "tr(H Sigma)/2" in str(wide)
+
+
+def test_a_trained_network_has_a_local_quadratic():
+    x, y = digits(20, classes=(1, 4, 7))
+    loss, start = flat_loss(mlp((64, 2, 3)), "cross_entropy", l2=0.02)
+    w = local_optimum(loss, start, (x, y))
+    local = local_quadratic(loss, w, (x, y), batch_size=4)
+    assert local.gradient_norm <= 0.1 * local.allowed_gradient_norm
+    assert np.linalg.eigvalsh(local.hessian)[0] > -1e-10
+    law = numerics.stationary_covariance(sgd(lr=0.05), local.hessian, local.noise)
+    found = local.remainder(law, samples=200, rng=0)
+    assert 0 < found.relative < 0.5
+    with pytest.raises(InvalidProblemError, match="no optimum"):
+        local_quadratic(loss, w + 1e-3, (x, y), batch_size=4)
+
+
+def test_an_optimum_is_found_where_there_is_one():
+    loss, w, X, y = logistic_problem()
+    np.testing.assert_allclose(local_optimum(loss, np.full(3, 4.0), (X, y)), w, atol=1e-6)
+    # A saddle at 0, minima at +-1: the gradient at the start is 0.
+    found = local_optimum(lambda w, x: 0.25 * (w[0] ** 2 - 1) ** 2 + 1e-3 * x * w[0], [0.0], [-1.0, 1.0])
+    np.testing.assert_allclose(np.abs(found), [1.0], atol=1e-6)
+    with pytest.raises(InvalidProblemError, match="no minimum after 5 Newton steps"):
+        local_optimum(lambda w, x: torch.nn.functional.softplus(-x * w[0]), [0.0], [1.0, 2.0], steps=5)
+    with pytest.raises(InvalidProblemError, match="steps"):
+        local_optimum(loss, w, (X, y), steps=0)
 
 
 def test_a_network_at_its_own_fit_by_matrix_and_by_products():
