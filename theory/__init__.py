@@ -28,8 +28,8 @@
                                      `robust_kink`), `robust_noise`; `robust_minimiser`, `robust_radius`,
                                      `collapse_radius`, `robust_onset`; `absolute_gaussian_moments`
 `isotropic_hessian`, ...             the same along the radius for isotropic inputs: `isotropic_noise`,
-                                     `isotropic_covariance`; `isotropic_radius`, `isotropic_shrinkage`,
-                                     `noiseless_shrinkage`
+                                     `isotropic_covariance`, `isotropic_excess_risk`, `isotropic_onset`;
+                                     `isotropic_radius`, `isotropic_shrinkage`, `noiseless_shrinkage`
 `unhinged_covariance`, ...           the robust unhinged loss: `unhinged_loss`, `unhinged_minimiser`,
                                      `unhinged_hessian`, `unhinged_noise`
 `weight_perturbation_gain`, ...      perturbed weights (AWP): `perturbed_curvature`, `perturbed_example_weight`;
@@ -99,7 +99,13 @@ from .powers import characteristic_sequence
 from .recursion import Recursion, recursion
 from .references import bibtex
 from .reshuffling import reshuffling_bias, reshuffling_covariance
-from .robust_isotropic import isotropic_covariance, isotropic_hessian, isotropic_noise
+from .robust_isotropic import (
+    isotropic_covariance,
+    isotropic_excess_risk,
+    isotropic_hessian,
+    isotropic_noise,
+    isotropic_onset,
+)
 from .robust_minimiser import collapse_radius, robust_minimiser, robust_onset, robust_radius
 from .robust_population import (
     absolute_gaussian_moments,
@@ -172,8 +178,10 @@ __all__ = [
     "heavy_ball",
     "input_noise_moments",
     "isotropic_covariance",
+    "isotropic_excess_risk",
     "isotropic_hessian",
     "isotropic_noise",
+    "isotropic_onset",
     "isotropic_radius",
     "isotropic_shrinkage",
     "isotropic_threshold",

@@ -46,7 +46,14 @@ from .mean_square import isotropic_threshold, linear_scaling_gap, mean_square_sh
 from .minibatch import finite_data_covariance, minibatch_noise, minibatch_second_moment
 from .normalised_perturbation import normalised_perturbation_closure, normalised_perturbation_covariance
 from .reshuffling import reshuffling_bias, reshuffling_covariance
-from .robust_isotropic import Direction, isotropic_covariance, isotropic_hessian, isotropic_noise
+from .robust_isotropic import (
+    Direction,
+    isotropic_covariance,
+    isotropic_excess_risk,
+    isotropic_hessian,
+    isotropic_noise,
+    isotropic_onset,
+)
 from .robust_minimiser import collapse_radius, robust_minimiser, robust_onset, robust_radius
 from .robust_population import (
     absolute_gaussian_moments,
@@ -180,7 +187,8 @@ def _adversarial() -> tuple[Formula, ...]:
         *(make(norm) for norm in attacks[:2] for make in explicit),
         isotropic_radius(),
         noiseless_shrinkage(),
-        *(make(direction) for direction in directions for make in (isotropic_hessian, isotropic_noise)),
+        *(make(to) for to in directions for make in (isotropic_hessian, isotropic_noise, isotropic_onset)),
+        *(isotropic_excess_risk(rule) for rule in (sgd, heavy_ball)),
         unhinged_noise(),
         *(make(rule, direction) for rule in RULES for direction in directions
           for make in (isotropic_covariance, unhinged_covariance)),

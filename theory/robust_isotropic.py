@@ -22,7 +22,7 @@ import sympy as sp
 from ..errors import InvalidProblemError
 from ._attacked import G_I
 from .assumptions import Assumption, stable
-from .dual_norm import K_IJ, NORM, RADIUS, U_I, U_J
+from .dual_norm import K_IJ, NORM, RADIUS, U_I, U_J, derive
 from .formula import Formula, Step
 from .minibatch import BATCH_SIZE, own_symbols
 from .recursion import as_optimizer
@@ -62,8 +62,10 @@ from .update_rule import Optimizer, UpdateRule
 
 __all__ = [
     "isotropic_covariance",
+    "isotropic_excess_risk",
     "isotropic_hessian",
     "isotropic_noise",
+    "isotropic_onset",
 ]
 
 Direction = Literal["radial", "transverse"]
@@ -79,7 +81,7 @@ def isotropic_hessian(direction: Direction = "transverse") -> Formula:
     -------
     Formula
         In ``radius`` and ``shrinkage``, which belong together (`isotropic_radius`). In d dimensions the transverse
-        eigenvalue has the multiplicity d - 1.
+        eigenvalue has the multiplicity d - 1; it is the larger one, proved by their difference, which is a square.
 
     Raises
     ------
@@ -134,7 +136,8 @@ def isotropic_covariance(rule: UpdateRule | Optimizer, direction: Direction = "t
     Formula
         An approximation: the risk is taken as quadratic and the noise as that at the minimiser, an error of first order
         in lr for which there is no closed form. In ``radius``, ``shrinkage``, ``batch_size`` and the rule's own
-        hyper-parameters.
+        hyper-parameters. The part ``largest_lr``, in h, is there if the rule has one in closed form; that of the
+        transverse direction is the smaller.
 
     Raises
     ------
@@ -171,9 +174,111 @@ def isotropic_covariance(rule: UpdateRule | Optimizer, direction: Direction = "t
                     Step("The stationary law of the rule for them.", sp.Eq(shown, expression, evaluate=False))),
         kind="approximation",
         where={h: curvature.expression, c: noise.expression, **MEANING},
+        parts={} if conditions.largest_lr is None else {"largest_lr": conditions.largest_lr.subs(conditions.h, h)},
         lemmas=(curvature, noise),
         symbol_latex={**ISOTROPIC_LATEX, **law.symbol_latex, shown: rf"\Sigma_{{\mathrm{{{direction}}}}}"},
     )  # fmt: skip
+
+
+def isotropic_excess_risk(rule: UpdateRule | Optimizer) -> Formula:
+    r"""Derive the excess adversarial risk tr(H Sigma)/2 of a rule around the robust minimiser, in ``dim`` dimensions.
+
+    Parameters
+    ----------
+    rule : UpdateRule or Optimizer
+
+    Returns
+    -------
+    Formula
+        An approximation, as `isotropic_covariance` is.
+
+    Examples
+    --------
+    >>> from sgdcov.theory import sgd
+    >>> print(isotropic_excess_risk(sgd))
+    excess ~ Sigma_r*h_r/2 + Sigma_t*h_t*(dim - 1)/2
+    """
+    radial, transverse = isotropic_covariance(rule, "radial"), isotropic_covariance(rule, "transverse")
+    dim, shown = sp.Symbol("dim", integer=True, positive=True), sp.Symbol("excess", nonnegative=True)
+    h, spread = sp.symbols("h_r h_t", positive=True), sp.symbols("Sigma_r Sigma_t", nonnegative=True)
+    expression = h[0] * spread[0] / 2 + (dim - 1) * h[1] * spread[1] / 2
+    where: dict[sp.Expr, sp.Expr] = {}
+    for k, law in enumerate((radial, transverse)):
+        own = {s: sp.Symbol(f"{s}_{'rt'[k]}", **s.assumptions0) for s in law.where if s.name in ("h", "c")}
+        where[spread[k]] = law.expression.xreplace(own)
+        where |= {own[s]: law.where[s] for s in own}
+    total, lost = sp.symbols("trace other", real=True)
+    return Formula(
+        id=f"{as_optimizer(rule).rule.name}.isotropic_excess_risk",
+        equation=sp.Eq(shown, expression, evaluate=False),
+        symbols={**radial.symbols, **transverse.symbols, "dim": dim},
+        assumptions=radial.assumptions,
+        defining=(sp.Eq(2 * shown, total, evaluate=False), sp.Eq(total, h[0] * spread[0] + lost, evaluate=False),
+                  sp.Eq(lost, (dim - 1) * h[1] * spread[1], evaluate=False)),
+        solution={shown: expression, total: 2 * expression, lost: (dim - 1) * h[1] * spread[1]},
+        references=radial.references,
+        derivation=(Step("One radial direction and dim - 1 transverse ones."),),
+        kind="approximation",
+        where={**where, **MEANING},
+        lemmas=(radial, transverse),
+        symbol_latex=radial.symbol_latex,
+    )  # fmt: skip
+
+
+@functools.cache
+def isotropic_onset(direction: Direction = "transverse") -> Formula:
+    r"""Derive whether a small radius widens the stationary law or narrows it, in either direction.
+
+    Parameters
+    ----------
+    direction : {"radial", "transverse"}
+
+    Returns
+    -------
+    Formula
+        The relative slope, at radius 0, of noise over curvature, to which the stationary variance is proportional at a
+        small lr. Its parts ``noise`` and ``curvature`` are the slopes of the two, of which it is the difference. Noise
+        wins along the weights. Across them curvature wins where std*weight_norm < label_noise: there adversarial
+        training narrows the law.
+
+    Raises
+    ------
+    InvalidProblemError
+        If there is no such direction.
+
+    Examples
+    --------
+    >>> print(isotropic_onset("radial"))
+    widening = c0*weight_norm/label_noise
+    >>> print(isotropic_onset("transverse"))
+    widening = c0*(-label_noise/(std**2*weight_norm) + weight_norm/label_noise)
+    """
+    _check(direction)
+    shown = sp.Symbol("widening", real=True)
+    rise = C0 * LABEL_NOISE / (STD**2 * TRUE_NORM)  # of 1 - alpha
+    noise = 2 * C0 * TRUE_NORM / LABEL_NOISE
+    curvature = C0 * TRUE_NORM / LABEL_NOISE + (rise if direction == "transverse" else 0)
+    expression = C0 * (TRUE_NORM / LABEL_NOISE
+                       - (LABEL_NOISE / (STD**2 * TRUE_NORM) if direction == "transverse" else 0))  # fmt: skip
+    # The slopes at radius 0: of v it is 0, since v^2 - sigma^2 is of second order.
+    along = {RADIUS: sp.Integer(1), T: TRUE_NORM, SHRINKAGE: -rise}
+    start = {RADIUS: 0, T: 0, SHRINKAGE: 1, V: LABEL_NOISE}
+    gradient = GRADIENT.subs({A_I: PULLED, U_I: 1})
+
+    def relative(of: sp.Expr) -> sp.Expr:
+        return (derive(of, along) / of).subs(start)
+
+    claims = (
+        ("the shrinkage starts so that the gradient stays 0", derive(gradient, along).subs(start)),
+        ("v starts with slope 0", sp.diff(PULLED**2 / STD**2, SHRINKAGE).subs(SHRINKAGE, 1)),
+        ("the slope of the noise", relative(_noise(direction).expression) - noise),
+        ("the slope of the curvature", relative(_hessian(direction).expression) - curvature),
+        ("their difference", noise - curvature - expression),
+    )
+    steps = (Step("Differentiate noise and curvature at radius 0, with the minimiser moving."),)
+    lemmas, parts = (_hessian(direction), _noise(direction)), {"noise": noise, "curvature": curvature}
+    where = {C0: MEANING[C0]}
+    return isotropic_formula(f"isotropic_onset({direction})", shown, expression, where, claims, steps, lemmas, parts)
 
 
 def _check(direction: str) -> None:
@@ -198,8 +303,14 @@ def _hessian(direction: Direction) -> Formula:
         expression = STD**2 * (1 + C0 * T / V) / SHRINKAGE
         # They differ by the gradient along the weights, over their length.
         gradient = GRADIENT.subs({A_I: PULLED, U_I: 1})
-        claims = (("the entry across the weights is this plus the gradient over |w|, which is 0",
-                   (entry - expression - gradient / SHRUNK).subs(norm)),)  # fmt: skip
+        radial = HESSIAN.subs({S_IJ: STD**2, A_I: PULLED, A_J: PULLED, U_I: 1, U_J: 1, K_IJ: 0})
+        square = C0 * RADIUS * (V**2 - PULLED * SHRUNK) ** 2 / (SHRUNK * V**3)
+        claims = (
+            ("the entry across the weights is this plus the gradient over |w|, which is 0",
+             (entry - expression - gradient / SHRUNK).subs(norm)),
+            ("it is larger than the radial one by c0 radius (v^2 + s^2 (1 - alpha) w0 |w|)^2/(|w| v^3)",
+             (entry - radial - square).subs(norm)),
+        )  # fmt: skip
     claims += (("at radius 0, where shrinkage is 1, it is s^2",
                 expression.subs({RADIUS: 0, T: 0, SHRINKAGE: 1}) - STD**2),)  # fmt: skip
     return isotropic_formula(f"isotropic_hessian({direction})", shown, expression, MEANING, claims,

@@ -198,6 +198,7 @@ def isotropic_formula(
     claims: tuple[tuple[str, sp.Expr], ...],
     steps: tuple[Step, ...],
     lemmas: tuple[Formula, ...],
+    parts: Mapping[str, sp.Expr] | None = None,
 ) -> Formula:
     """Return a formula of this subject, with what its symbols stand for."""
     used, explicit = {}, expression
@@ -215,6 +216,7 @@ def isotropic_formula(
         references=("javanmard2020", "xing2021"),
         derivation=(*steps, Step("So it is", sp.Eq(shown, expression, evaluate=False))),
         where=used,
+        parts={} if parts is None else parts,
         identities=claims,
         lemmas=lemmas,
         symbol_latex=ISOTROPIC_LATEX,

@@ -13,8 +13,10 @@ from sgdcov.theory import (
     collapse_radius,
     heavy_ball,
     isotropic_covariance,
+    isotropic_excess_risk,
     isotropic_hessian,
     isotropic_noise,
+    isotropic_onset,
     isotropic_radius,
     isotropic_shrinkage,
     mean_example_hessian,
@@ -56,9 +58,9 @@ def slope_of(w, norm):
 
 @functools.cache
 def grid():
-    """The trapezoidal rule in two standard normal coordinates: exact to more digits than are asked for."""
-    step = mp.mpf(3) / 10
-    nodes = [step * k for k in range(-42, 43)]
+    """The trapezoidal rule in two standard normal coordinates: its error is exp(-2 pi^2/(step^2 v^2/sigma^2)) or so."""
+    step = mp.mpf(9) / 20
+    nodes = [step * k for k in range(-28, 29)]
     weights = [step * mp.npdf(z) for z in nodes]
     root = [[mpf(a) for a in row] for row in ROOT]
     return [
@@ -68,8 +70,9 @@ def grid():
     ]
 
 
-def measured(norm, w, radius):
+def measured(norm, w, radius, gradient_only=False):
     """Average one example over inputs (quadrature) and label noise (folded normal moments, by hand)."""
+    size = size_of(w, norm)
     true, noise = [mpf(a) for a in TRUE], mpf(LABEL_NOISE)
     t, u = radius * size_of(w, norm), slope_of(w, norm)
     total = {"risk": mp.mpf(0), "g": mp.zeros(2, 1), "mean_hessian": mp.zeros(2), "second": mp.zeros(2)}
@@ -79,17 +82,20 @@ def measured(norm, w, radius):
         sign = mp.erf(m / (noise * mp.sqrt(2)))
         bell = noise * mp.sqrt(2 / mp.pi) * mp.exp(-(m**2) / (2 * noise**2))
         absolute, square = m * sign + bell, m**2 + noise**2
+        for i in range(2):
+            total["g"][i] += p * (-x[i] * (m + t * sign) + radius * u[i] * (absolute + t))
+        if gradient_only:
+            continue
         sign_square = square * sign + m * bell  # E[sgn(r) r^2]
         pull2 = square + 2 * t * absolute + t * t
         sign_pull2 = sign_square + 2 * t * m + t * t * sign
         total["risk"] += p * pull2 / 2
         for i in range(2):
-            total["g"][i] += p * (-x[i] * (m + t * sign) + radius * u[i] * (absolute + t))
             for j in range(2):
                 cross = x[i] * u[j] + u[i] * x[j]
                 total["second"][i, j] += p * (pull2 * (x[i] * x[j] + radius**2 * u[i] * u[j])
                                               - radius * sign_pull2 * cross)  # fmt: skip
-                curved = 0 if norm == INF else ((i == j) - u[i] * u[j]) / size_of(w, norm)
+                curved = 0 if norm == INF else ((i == j) - u[i] * u[j]) / size
                 total["mean_hessian"][i, j] += p * (x[i] * x[j] - radius * sign * cross + radius**2 * u[i] * u[j]
                                                     + (absolute + t) * radius * curved)  # fmt: skip
     return total
@@ -163,7 +169,8 @@ def test_risk_gradient_hessian_and_noise_are_those_of_quadrature(norm):
             ahead, behind = list(w), list(w)
             ahead[k] += step
             behind[k] -= step
-            columns.append((measured(norm, ahead, radius)["g"] - measured(norm, behind, radius)["g"]) / (2 * step))
+            slopes = [measured(norm, at, radius, gradient_only=True)["g"] for at in (ahead, behind)]
+            columns.append((slopes[0] - slopes[1]) / (2 * step))
         differences = mp.matrix([[columns[j][i] for j in range(2)] for i in range(2)])
         assert gap(entries(robust_hessian, norm, w, radius), differences) < mp.mpf(10) ** -18
         # Negative control: without the kink the curvature is far too small.
@@ -345,7 +352,41 @@ def test_the_isotropic_covariance_is_the_additive_law_of_its_direction(rule, dir
     assert law.prove().claims
 
 
-@pytest.mark.parametrize("make", [isotropic_hessian, isotropic_noise])
+@pytest.mark.parametrize(("noise", "widens"), [("1/2", True), ("3", False)])
+def test_a_small_radius_widens_or_narrows_the_law_as_stated(noise, widens):
+    """Differences along the path of minimisers; across the weights std*weight_norm against label_noise decides."""
+    problem = {"std": mp.mpf(2), "weight_norm": mp.mpf(3) / 4, "label_noise": mpf(noise)}
+    with mp.workdps(DIGITS):
+        alpha = 1 - mp.mpf(10) ** -10
+        radius = evaluate(isotropic_radius(), {**problem, "shrinkage": alpha})
+        for direction in ("radial", "transverse"):
+            ratio = []
+            for point in ({"radius": mp.mpf(0), "shrinkage": mp.mpf(1)}, {"radius": radius, "shrinkage": alpha}):
+                given = {**problem, **point}
+                noise_there, curvature = (evaluate(f(direction), given) for f in (isotropic_noise, isotropic_hessian))
+                ratio.append(noise_there / curvature)
+            stated = evaluate(isotropic_onset(direction), problem)
+            assert abs((ratio[1] / ratio[0] - 1) / radius / stated - 1) < mp.mpf(10) ** -8
+            assert (stated > 0) == (widens or direction == "radial")
+
+
+def test_the_excess_risk_adds_up_the_directions():
+    point = {"radius": 0.4, "shrinkage": 0.7, "std": 1.0, "weight_norm": 1.2, "label_noise": 0.8}
+    step = {"lr": 0.2, "batch_size": 4}
+    total = 0.0
+    for direction, count in (("radial", 1), ("transverse", 6)):
+        h = isotropic_hessian(direction).lambdify()(**point)
+        total += count * h * isotropic_covariance(sgd, direction).lambdify()(**point, **step) / 2
+    law = isotropic_excess_risk(sgd)
+    assert law.lambdify()(**point, **step, dim=7) == pytest.approx(total, rel=1e-12)
+    assert law.prove().claims
+    curvature = [isotropic_hessian(direction).lambdify()(**point) for direction in ("radial", "transverse")]
+    assert curvature[1] > curvature[0]
+    largest = isotropic_covariance(sgd).parts["largest_lr"]
+    assert largest == 2 / sp.Symbol("h", positive=True)
+
+
+@pytest.mark.parametrize("make", [isotropic_hessian, isotropic_noise, isotropic_onset])
 def test_isotropic_formulas_prove_themselves(make):
     for direction in ("radial", "transverse"):
         assert make(direction).prove().claims
