@@ -42,10 +42,12 @@ STEPS: Mapping[str, int] = {"diabetes": 40, "digits": 60, "examples": 3}
 REPLICAS: Mapping[str, tuple[int, int]] = {
     "gaussian": (6_000, 1_000),
     "examples": (8_000, 1_500),
-    "digits": (3_000, 600),
+    "digits": (2_000, 600),
     "shared": (10_000, 2_000),
 }
-OTHER_REPLICAS = (1_000, 200)
+OTHER_REPLICAS = (600, 200)
+#: A few steps from a start cost little.
+STARTED: Mapping[str, tuple[int, int]] = {"diabetes": (4_000, 800)}
 #: A real ``DataLoader`` for each replica costs a hundred times as much as a step; Adam has a long memory.
 LOADERS = (400, 150)
 
@@ -179,7 +181,8 @@ def case_of(
     problem = load_noisy_problems()[name]
     loaded = question == "epochs" and engine == "torch.optim"
     adaptive = question == "adaptive"
-    counts = LOADERS if loaded or adaptive else REPLICAS.get(name, OTHER_REPLICAS)
+    others = {**REPLICAS, **STARTED} if question == "start" else REPLICAS
+    counts = LOADERS if loaded or adaptive else others.get(name, OTHER_REPLICAS)
     optimizer = setup.rule(lr=ADAPTIVE_LR, **setup.values) if adaptive else optimizer_on(problem, setup)
     return MinibatchCase(
         question,
