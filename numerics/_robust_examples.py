@@ -252,7 +252,9 @@ class RobustExamples(ABC):
             everywhere = np.arange(self.dim)
             zero, signs = np.zeros(self.dim), np.sign(self.y)
             return Solution(zero, np.flatnonzero(self.y == 0), everywhere, signs, Certificate("duality gap", 0.0, 0.0))
-        return minimise(loss, repr(self))
+        found = minimise(loss, repr(self))
+        loss.check_minimiser(found.w)
+        return found
 
     @cached_property
     def optimum(self) -> Array:

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
+import scipy.optimize
 import scipy.special
 from numpy.typing import NDArray
 
@@ -24,6 +25,9 @@ __all__ = ["RobustLogistic", "RobustSquares"]
 
 Array: TypeAlias = NDArray[np.float64]
 Indices: TypeAlias = NDArray[np.intp]
+
+#: A margin above this makes a logistic loss that might fall for ever; below it, it has not fallen far.
+_FAR_OUT = 20.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,9 @@ class _Finite:
 
     def check(self, w: Array) -> None:
         """There is always a minimiser."""
+
+    def check_minimiser(self, w: Array) -> None:
+        """It is one if it is certified."""
 
 
 class RobustSquares(_Finite):
@@ -166,35 +173,28 @@ class RobustLogistic(_Finite):
             lost = self._left_over(self._signed.T @ weighted, self.radius * float(weighted.sum()), w)
             bound = -0.5 * float(lost @ lost) / self.l2
         else:
-            chance, defect = self._feasible(w, chance)
-            bound = -2.0 * defect * float(np.linalg.norm(w))
-        if np.any(chance < 0) or np.any(chance > 1):
-            gap = float("inf")
-        else:
-            gap = loss - bound - float(self.shares @ (scipy.special.entr(chance) + scipy.special.entr(1.0 - chance)))
+            chance, defect = self._feasible(chance)
+            bound = -2.0 * float(np.abs(defect) @ np.abs(w))
+        gap = loss - bound - float(self.shares @ (scipy.special.entr(chance) + scipy.special.entr(1.0 - chance)))
         at_zero = float(self.shares.sum() * np.log(2.0))
         return Certificate("duality gap", gap, float(abs(gap)) / at_zero)
 
-    def _feasible(self, w: Array, chance: Array) -> tuple[Array, float]:
-        """The nearest dual point at which the slope of the loss vanishes, a subgradient of the norm held fixed.
+    def _feasible(self, chance: Array) -> tuple[Array, Array]:
+        """The nearest dual point at which the slope of the loss vanishes, for the norm's subgradient that is nearest.
 
-        And what is left of the slope: it weakens the bound by no more than its length times that of a minimiser.
+        And what is left of the slope: it weakens the bound by no more than its product with a minimiser.
         """
         weighted = self.shares * chance
-        pull = self._signed.T @ weighted
-        g = self.norm.gradient(w)
-        if self.norm.q == 1.0 or np.isinf(self.norm.q):
-            b = self.radius * float(weighted.sum())
-            if b > 0:
-                free = self.norm.kinked_coordinates(w)
-                g = g.copy()
-                g[free] = pull[free] / b
-                size = self.norm.attack_norm(g)
-                g /= max(size, 1.0)
+        pull, strength = self._signed.T @ weighted, self.radius * float(weighted.sum())
+        g = pull / strength if strength else np.zeros(self.dim)
+        g = g / max(self.norm.attack_norm(g), 1.0)
         equations = (self._signed - self.radius * g).T * self.shares
         give = np.sqrt(chance * (1.0 - chance))  # so that chances near 0 and 1 stay between them
-        moved = np.asarray(chance - give * np.linalg.lstsq(equations * give, equations @ chance, rcond=None)[0])
-        return moved, float(np.linalg.norm(equations @ moved))
+        size = np.linalg.norm(equations * give, axis=1)
+        size = np.where(size > 0, size, 1.0)
+        change = np.linalg.lstsq(equations * give / size[:, None], equations @ chance / size, rcond=None)[0]
+        moved = np.clip(chance - give * change, 0.0, 1.0)
+        return moved, np.asarray(equations @ moved)
 
     def check(self, w: Array) -> None:
         """Refuse data that a w separates by more than the radius."""
@@ -207,6 +207,23 @@ class RobustLogistic(_Finite):
             raise InvalidProblemError(
                 f"the data are separable{by}: a direction has all margins positive (at least {least:.3g} per unit "
                 f"of |w|), so the loss falls for ever along it and has no finite minimiser. Give weight decay, l2 > 0."
+            )
+
+    def check_minimiser(self, w: Array) -> None:
+        """Refuse a point that only looks like a minimiser: data that a direction separates but for ties.
+
+        Decided by a linear programme without an attack, where ties are common; with one they are a coincidence.
+        """
+        margins = self._signed @ w
+        if self.l2 > 0 or self.radius or margins.max() < _FAR_OUT:
+            return
+        found = scipy.optimize.linprog(
+            -self._signed.sum(axis=0), -self._signed, np.zeros(len(margins)), bounds=[(-1.0, 1.0)] * self.dim
+        )
+        if found.status == 0 and -found.fun > 1e-9 * np.abs(self._signed).sum():
+            raise InvalidProblemError(
+                "the data are separable but for ties: a direction has no negative margin and a positive one, so the "
+                "loss falls for ever along it and has no finite minimiser. Give weight decay, l2 > 0."
             )
 
     def collapse(self) -> tuple[Array, float]:

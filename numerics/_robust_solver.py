@@ -137,25 +137,28 @@ def minimise(objective: Objective, what: str) -> Solution:
     """
     w = np.zeros(objective.dim)
     best: Solution | None = None
+    rough: Solution | None = None
     for mu in _SMOOTHING:
-        w = _newton(objective, w, float(mu))
-        if mu > 1e-2:
-            continue
-        found = _polished(objective, w, float(mu))
+        with np.errstate(over="ignore", invalid="ignore"):  # of steps that are then rejected
+            w = _newton(objective, w, float(mu))
+            if mu > 1e-2:
+                continue
+            found, near = _polished(objective, w, float(mu)), _unpolished(objective, w, float(mu))
         if found is not None and (best is None or found.certificate.relative < best.certificate.relative):
             best = found
+        if rough is None or near.certificate.relative < rough.certificate.relative:
+            rough = near
         if best is not None and best.certificate.relative <= _ENOUGH:
             break
-    if best is None or best.certificate.relative > _GOOD:
-        found = _unpolished(objective, w, float(mu))
-        if best is None or found.certificate.relative < best.certificate.relative:
-            best = found
+    if rough is not None and (best is None or best.certificate.relative > _GOOD):
+        best = rough if best is None or rough.certificate.relative < best.certificate.relative else best
     if best is None or not best.certificate.relative <= _REFUSED:
         size = np.inf if best is None else best.certificate.relative
         raise InvalidProblemError(
             f"no minimiser of {what} could be certified: the best point found has a relative "
             f"{'certificate' if best is None else best.certificate.kind} of {size:.3g} (needed: {_REFUSED:g}), "
-            f"|w| = {np.linalg.norm(w):.3g}. Is there a finite minimiser? Weight decay (l2 > 0) makes one."
+            f"|w| = {np.linalg.norm(w):.3g}. Is there a finite minimiser? Weight decay (l2 > 0) makes one; inputs "
+            f"of very different scales, and attack norms that are large but finite, are hard."
         )
     return best
 
@@ -211,6 +214,8 @@ def _polished(objective: Objective, w: Array, mu: float) -> Solution | None:
             objective.partials(point, float(objective.norm.of(point)), 0.0, held), objective.norm.terms(point)
         )
         inner, slope = embedding.T @ hessian @ embedding, embedding.T @ gradient
+        if not (np.all(np.isfinite(inner)) and np.all(np.isfinite(slope))):
+            return None
         step = _kkt(inner, constraints, -slope, targets - constraints @ v)
         size = float(np.linalg.norm(step))
         if not size <= _TOO_FAR * (np.linalg.norm(v) + objective.weight_scale):

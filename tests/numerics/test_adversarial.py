@@ -557,6 +557,11 @@ def test_separable_data_have_no_finite_optimum_without_weight_decay():
             problem.optimum  # noqa: B018
         assert AdversarialLogistic(X, y, radius, l2=0.01).certificate.relative <= 1e-13
     assert AdversarialLogistic(X, y, 5.0).kinks.collapsed
+    ties = AdversarialLogistic([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], [1, 1, -1], 0.0)
+    with pytest.raises(InvalidProblemError, match=r"separable but for ties.*l2 > 0"):
+        ties.optimum  # noqa: B018
+    far = AdversarialLogistic([[50.0], [1.0], [1.0], [1.0]], [1, 1, 1, -1], 0.0)  # a large margin is none of that
+    assert far.optimum == pytest.approx([np.log(2.0)], rel=1e-9)
 
 
 @pytest.mark.parametrize(
