@@ -26,7 +26,8 @@
                                      `worst_case_shift` of any l_p attack
 `robust_risk`, ...                   on Gaussian data: `robust_gradient`, `robust_hessian` (= `mean_example_hessian` +
                                      `robust_kink`), `robust_noise`; `robust_minimiser`, `robust_radius`,
-                                     `collapse_radius`, `robust_onset`; `absolute_gaussian_moments`
+                                     `collapse_radius`, `robust_onset`; `absolute_gaussian_moments`;
+                                     the kink on finite data: `smoothed_hessian`
 `isotropic_hessian`, ...             the same along the radius for isotropic inputs: `isotropic_noise`,
                                      `isotropic_covariance`, `isotropic_excess_risk`, `isotropic_onset`;
                                      `isotropic_radius`, `isotropic_shrinkage`, `noiseless_shrinkage`
@@ -118,6 +119,7 @@ from .robust_population import (
 )
 from .robust_shrinkage import isotropic_radius, isotropic_shrinkage, noiseless_shrinkage
 from .rules import RULES, heavy_ball, nesterov, polyak, qhm, sam, sgd, sgdw, with_ema
+from .smoothed_kink import smoothed_hessian
 from .stability import Stability, stability
 from .stationary import stationary_covariance, stationary_mean
 from .tails import kesten_equation, moment_growth, moment_threshold, tail_index_statement
@@ -229,6 +231,7 @@ __all__ = [
     "sgd",
     "sgdw",
     "shifted_least_squares",
+    "smoothed_hessian",
     "spectrally_expressible_covariance",
     "stability",
     "stationary_covariance",

@@ -66,6 +66,7 @@ from .robust_population import (
 )
 from .robust_shrinkage import isotropic_radius, noiseless_shrinkage
 from .rules import RULES, heavy_ball, sam, sgd, sgdw
+from .smoothed_kink import smoothed_hessian
 from .stationary import stationary_covariance, stationary_mean
 from .tails import kesten_equation, moment_growth, tail_index_statement
 from .transient import (
@@ -175,7 +176,7 @@ def _adversarial() -> tuple[Formula, ...]:
     losses: tuple[Loss, ...] = ("squared", "logistic", "hinge")
     of_one = (adversarial_loss, adversarial_gradient, adversarial_hessian, adversarial_noise)
     population = (robust_risk, robust_gradient, robust_hessian, mean_example_hessian, robust_kink, robust_noise)
-    along = (robust_radius, collapse_radius, robust_onset)
+    along = (robust_radius, collapse_radius, robust_onset, smoothed_hessian)
     explicit = (robust_minimiser, unhinged_minimiser, unhinged_hessian)
     directions: tuple[Direction, ...] = ("radial", "transverse")
     return (

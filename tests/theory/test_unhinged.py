@@ -6,10 +6,11 @@ from dataclasses import replace
 import mpmath as mp
 import pytest
 import sympy as sp
-from cases import ALL_RULES, bound
+from cases import bound
 
 from sgdcov.errors import InvalidProblemError, ProofError
 from sgdcov.theory import (
+    RULES,
     heavy_ball,
     sgd,
     stationary_covariance,
@@ -103,7 +104,7 @@ def test_noise_is_that_of_all_batches_at_any_weights_and_radius(replacement):
         assert formula.specialise(**{r: v for r, v in values.items() if r in formula.symbols}).expression == listed
 
 
-@pytest.mark.parametrize("rule", ALL_RULES, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 @pytest.mark.parametrize("direction", ["radial", "transverse"])
 def test_the_covariance_is_the_additive_law_at_the_curvature(rule, direction):
     optimizer = bound(rule)
