@@ -31,8 +31,6 @@ __all__ = ["LinearizedEstimate", "Tangent", "measured"]
 
 Array = NDArray[np.float64]
 
-#: Above this rank nothing is asked about fourth moments, whose operator acts on fourth powers of the coordinates.
-LARGEST_FOURTH_MOMENT = 12
 #: Replicas whose gradients are taken at once where the Jacobian is no matrix.
 REPLICAS_AT_ONCE = 64
 
@@ -40,8 +38,6 @@ REPLICAS_AT_ONCE = 64
 @dataclass(frozen=True, eq=False, repr=False)
 class LinearizedEstimate(Estimate):
     """A law measured in all parameters of a linearised network: an `Estimate` in the coordinates of the range.
-
-    Whether the law has a fourth moment is asked up to a rank of 12 only; `fourth_moment` is None beyond.
 
     Attributes
     ----------
@@ -235,12 +231,12 @@ def measured(
     advance(run, setup, total, take, progress=progress)
     value, standard_error, average, mean_standard_error = moments(samples)
     factor, error, tolerance = _complement(tangent, optimizer, run, outside, total)
-    small = tangent.basis.rank <= LARGEST_FOURTH_MOMENT
+    fourth = fourth_moment(optimizer, source, None if steps == "auto" else total)
     return LinearizedEstimate(
         value=value, standard_error=standard_error, mean=average, mean_standard_error=mean_standard_error,
         samples=samples, replicas=replicas, steps=total, burn_in=burn_in, spacing=spacing, transient=transient,
         slots=slots, optimizer=optimizer, engine=engine, gradients=kind,
-        fourth_moment=fourth_moment(optimizer, source) if small else None, seed=seed,
+        fourth_moment=fourth, seed=seed,
         parameters=tangent.flat.size, time=total, start=text, complement_factor=factor, complement_error=error,
         complement_tolerance=tolerance,
     )  # fmt: skip

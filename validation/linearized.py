@@ -153,6 +153,7 @@ class LinearizedNetwork(RangeCoordinates):
         jac = jacobian(self._flat, self.x, self.outputs, jacobian_bytes)
         self._range = range_of(jac, rank_tolerance)
         self._jacobian_bytes = jacobian_bytes
+        self._noises: dict[tuple[int, bool, float], GradientNoise] = {}
         self.names, self.shapes = self._flat.names, self._flat.shapes
         self.rank_tolerance, self.dropped = self._range.tolerance, self._range.dropped
 
@@ -208,6 +209,12 @@ class LinearizedNetwork(RangeCoordinates):
         InvalidProblemError
             If an argument does not fit.
         """
+        key = (batch_size, replacement, label_noise)
+        if key not in self._noises:  # one object for one noise: what is known of it is remembered
+            self._noises[key] = self._noise(*key)
+        return self._noises[key]
+
+    def _noise(self, batch_size: int, replacement: bool, label_noise: float) -> GradientNoise:
         problem = self.problem
         noise: MinibatchNoise | VectorMinibatchNoise
         if isinstance(problem, LeastSquares):
