@@ -2,7 +2,7 @@ r"""Adversarial linear regression on Gaussian data: risk, gradient, Hessian with
 
 Examples :math:`x \sim N(0, S)`, :math:`y = x^\top w_0 + \sigma N(0, 1)`. With :math:`v^2 = (w-w_0)^\top S (w-w_0) +
 \sigma^2` the variance of the residual, :math:`a = S(w - w_0)`, N the dual norm of the weights with gradient u and
-Hessian K, :math:`t = \epsilon N` and :math:`c_0 = \sqrt{2/\pi}` (`E|N(0,1)|`):
+Hessian K, :math:`t = \epsilon N` and :math:`c_0 = \sqrt{2/\pi}`, the mean of |N(0, 1)|:
 
 .. math::
 
