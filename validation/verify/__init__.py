@@ -8,6 +8,7 @@
 ``time_cases``    the same over time: after a drop or a start, through schedules, memory and averages, with
                   closed forms, checks, controls and a figure in ``time_...``
 ``minibatch_...`` the same with real minibatches: problems, cases, oracles (``closed_form``), checks, controls, results
+``adversarial_``  the same under attacks: problems, cases, oracles, checks, controls, results and a figure
 ``controls``      predictions known to be wrong, each of which must be rejected
 ``result``        what was found, and the verdict
 ``table``         the same as a table on a terminal

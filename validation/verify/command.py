@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from rich.console import Console
@@ -17,7 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from ... import __version__
 from ...errors import InvalidProblemError, SgdcovError
-from . import checks, minibatch_checks, time_checks
+from . import adversarial_checks, checks, minibatch_checks, time_checks
+from .adversarial_cases import ADVERSARIAL, adversarial_cases
+from .adversarial_controls import AdversarialControl, adversarial_controls
+from .adversarial_problems import load_adversarial_problems
+from .adversarial_result import AdversarialRow
 from .cases import DEFAULT_SEED, SETUPS, Case, cases
 from .controls import ControlCase, controls
 from .minibatch_cases import MINIBATCH_QUESTIONS, minibatch_cases
@@ -32,6 +37,8 @@ from .time_cases import QUESTIONS, TimeCase, time_cases
 from .time_controls import TimeControl, time_controls
 
 __all__ = ["main", "verify"]
+
+AnyControl: TypeAlias = ControlCase | TimeControl | MinibatchControl | AdversarialControl
 
 
 def main(argv: Sequence[str]) -> int:
@@ -110,23 +117,27 @@ def verify(
     rows_to_run = cases(quick=quick, seed=seed, only=only)
     timed_to_run = time_cases(quick=quick, seed=seed, only=only)
     minibatches_to_run = minibatch_cases(quick=quick, seed=seed, only=only)
-    controls_to_run: tuple[ControlCase | TimeControl | MinibatchControl, ...] = (
+    attacked_to_run = adversarial_cases(quick=quick, seed=seed, only=only)
+    controls_to_run: tuple[AnyControl, ...] = (
         *controls(quick=quick, seed=seed, only=only),
         *time_controls(quick=quick, seed=seed, only=only),
         *minibatch_controls(quick=quick, seed=seed, only=only),
+        *adversarial_controls(quick=quick, seed=seed, only=only),
     )
-    rows_planned = len(rows_to_run) + len(timed_to_run) + len(minibatches_to_run)
+    rows_planned = len(rows_to_run) + len(timed_to_run) + len(minibatches_to_run) + len(attacked_to_run)
     if not rows_planned:
         raise InvalidProblemError(
             f"nothing fits --only {' '.join(only)}; the rules are {', '.join(s.rule.name for s in SETUPS)}, "
             f"the problems {', '.join(p.name for p in load_problems())}, "
             f"the questions about time {', '.join(QUESTIONS)}; with minibatches the problems "
-            f"{', '.join(load_noisy_problems())}, the questions {', '.join(MINIBATCH_QUESTIONS)}"
+            f"{', '.join(load_noisy_problems())}, the questions {', '.join(MINIBATCH_QUESTIONS)}; with attacks the "
+            f"problems {', '.join(load_adversarial_problems())}, the question {ADVERSARIAL}"
         )
     planned = rows_planned + len(controls_to_run)
     rows: list[Row] = []
     timed: list[TimeRow] = []
     minibatches: list[MinibatchRow] = []
+    attacked: list[AdversarialRow] = []
     results: list[ControlResult] = []
     interrupted = False
     try:
@@ -135,6 +146,10 @@ def verify(
         for case in minibatches_to_run:
             show(f"{case.key}, {case.engine}", len(rows) + len(timed) + len(minibatches), planned)
             minibatches.append(minibatch_checks.run_minibatch_row(case))
+        for under_attack in attacked_to_run:
+            done = len(rows) + len(timed) + len(minibatches) + len(attacked)
+            show(f"{under_attack.key}, {under_attack.engine}", done, planned)
+            attacked.append(adversarial_checks.run_adversarial_row(under_attack))
         for control in controls_to_run:
             show(f"{control.key}, wrong prediction: {control.name}", rows_planned + len(results), planned)
             results.append(_run_control(control))
@@ -151,14 +166,17 @@ def verify(
         versions=_versions(),
         timed=tuple(timed),
         minibatches=tuple(minibatches),
+        attacked=tuple(attacked),
     )
 
 
-def _run_control(control: ControlCase | TimeControl | MinibatchControl) -> ControlResult:
+def _run_control(control: AnyControl) -> ControlResult:
     if isinstance(control, TimeControl):
         return time_checks.run_time_control(control)
     if isinstance(control, MinibatchControl):
         return minibatch_checks.run_minibatch_control(control)
+    if isinstance(control, AdversarialControl):
+        return adversarial_checks.run_adversarial_control(control)
     return checks.run_control(control)
 
 
@@ -197,8 +215,9 @@ def _run_time_rows(cases_to_run: Sequence[TimeCase], rows: list[TimeRow], show: 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sgdcov verify",
-        description="Check on real data that derived, solved and measured laws agree, stationary, over time and with "
-        "real minibatches, for every rule, and that wrong predictions are rejected. Exit code 0 only if both hold.",
+        description="Check on real data that derived, solved and measured laws agree, stationary, over time, with "
+        "real minibatches and under attacks, for every rule, and that wrong predictions are rejected. Exit code 0 "
+        "only if both hold.",
     )
     parser.add_argument("--quick", action="store_true", help="fewer replicas, still every rule: under a minute")
     parser.add_argument(

@@ -17,6 +17,8 @@ from ... import numerics
 from ...theory import Optimizer, heavy_ball, sgd
 from .. import stationary
 from . import closed_form
+from .adversarial_figures import CAPTIONS as ADVERSARIAL_CAPTIONS
+from .adversarial_figures import draw_radius
 from .cases import Setup, seed_of, setup_of
 from .controls import commuting_covariance, sde_covariance
 from .figure_style import GREY, MEASURED, STYLE, THEORY, WRONG, panels
@@ -41,6 +43,7 @@ FIGURES = {
     "law, the continuous-time limit, and measured runs with error bars of two standard errors.",
     "over_time.png": CAPTION,
     **MINIBATCH_CAPTIONS,
+    **ADVERSARIAL_CAPTIONS,
 }
 #: Shares of the largest stable learning rate that are measured.
 SHARES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.975)
@@ -55,6 +58,7 @@ def draw_figures(verification: Verification, folder: Path, *, show: Show) -> lis
         lambda: draw_over_time(verification.seed, quick=verification.quick),
         lambda: draw_mean_square(verification.seed, quick=verification.quick),
         lambda: draw_epochs(verification.seed, quick=verification.quick),
+        lambda: draw_radius(verification.seed, quick=verification.quick),
     ]
     written: list[Path] = []
     with matplotlib.rc_context(STYLE):

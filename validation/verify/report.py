@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from .adversarial_problems import load_adversarial_problems
+from .adversarial_result import AdversarialRow
 from .cases import SETUPS
 from .figures import FIGURES, draw_figures
 from .minibatch_cases import MINIBATCH_QUESTIONS
@@ -18,7 +20,7 @@ from .minibatch_problems import load_noisy_problems
 from .minibatch_result import MinibatchRow
 from .problems import load_problems
 from .result import FALSE_ALARM_RATE, ControlResult, Row, TimeRow, Verification
-from .table import control_grid, minibatch_grid, notes, row_grid, time_grid
+from .table import adversarial_grid, control_grid, minibatch_grid, notes, row_grid, time_grid
 from .time_cases import PLAIN, QUESTIONS
 
 __all__ = ["write_report"]
@@ -67,6 +69,7 @@ def as_markdown(verification: Verification, figures: list[Path]) -> str:
         row_grid(verification.rows, threshold),
         time_grid(verification.timed, threshold),
         minibatch_grid(verification.minibatches, threshold),
+        adversarial_grid(verification.attacked, threshold),
         control_grid(verification.controls, threshold),
     )
     for grid in grids:
@@ -75,6 +78,8 @@ def as_markdown(verification: Verification, figures: list[Path]) -> str:
     parts += [f"![{FIGURES[path.name]}]({path.name})\n\n{FIGURES[path.name]}" for path in figures]
     parts += ["## Problems", "\n".join(f"- {_described(problem)}" for problem in load_problems())]
     parts.append("\n".join(f"- `{name}`: {p.description}" for name, p in load_noisy_problems().items()))
+    attacked = load_adversarial_problems().items()
+    parts.append("\n".join(f"- `{name}`: {p.description}, radius {p.radius:g}" for name, p in attacked))
     named = [*((f"`{setup.rule.name}`", setup) for setup in SETUPS), ("schedules, and means of `heavy_ball`", PLAIN)]
     parts += ["## Hyper-parameters", "\n".join(f"- {name}: {_values(setup)}" for name, setup in named)]
     versions = ", ".join(f"{name} {version}" for name, version in verification.versions.items())
@@ -112,6 +117,7 @@ def as_json(verification: Verification) -> dict[str, Any]:
         "over_time": [_time_row(row, threshold) for row in verification.timed],
         "minibatch_questions": dict(MINIBATCH_QUESTIONS),
         "minibatches": [_minibatch_row(row, threshold) for row in verification.minibatches],
+        "attacked": [_adversarial_row(row, threshold) for row in verification.attacked],
         "controls": [_control(control) for control in verification.controls],
     }
     plain: dict[str, Any] = _plain(found)
@@ -165,6 +171,18 @@ def _minibatch_row(row: MinibatchRow, threshold: float) -> dict[str, Any]:
             "p_values": list(m.p_values) if m else [],
             "mean_p_values": list(m.mean_p_values) if m else [],
         },
+    }
+
+
+def _adversarial_row(row: AdversarialRow, threshold: float) -> dict[str, Any]:
+    return {
+        **_run(row.case),
+        "radius": row.case.problem.radius,
+        "batch_size": row.case.problem.batch_size,
+        "engine": row.case.engine,
+        "disagreements": row.disagreements(threshold),
+        "oracle_vs_numerics": _numbers(row.oracle),
+        "numerics_vs_measured": _numbers(row.measurement),
     }
 
 

@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .adversarial_controls import AdversarialControl
+from .adversarial_result import AdversarialRow
 from .cases import Case
 from .controls import ControlCase
 from .minibatch_controls import MinibatchControl
@@ -259,7 +261,7 @@ class ControlResult:
 
     Attributes
     ----------
-    case : ControlCase, TimeControl or MinibatchControl
+    case : ControlCase, TimeControl, MinibatchControl or AdversarialControl
     p_value : float
         Of the wrong prediction; it must be below the threshold.
     right_p_value : float
@@ -269,7 +271,7 @@ class ControlResult:
     seconds : float
     """
 
-    case: ControlCase | TimeControl | MinibatchControl
+    case: ControlCase | TimeControl | MinibatchControl | AdversarialControl
     p_value: float
     right_p_value: float
     size: float
@@ -288,6 +290,8 @@ class Verification:
         The rows over time.
     minibatches : tuple of MinibatchRow
         The rows with minibatches.
+    attacked : tuple of AdversarialRow
+        The rows with attacks.
     planned : int
         Rows and controls that were to run.
     interrupted : bool
@@ -307,17 +311,22 @@ class Verification:
     versions: dict[str, str]
     timed: tuple[TimeRow, ...] = ()
     minibatches: tuple[MinibatchRow, ...] = ()
+    attacked: tuple[AdversarialRow, ...] = ()
+
+    @property
+    def all_rows(self) -> tuple[Row | TimeRow | MinibatchRow | AdversarialRow, ...]:
+        """The rows of all tables."""
+        return (*self.rows, *self.timed, *self.minibatches, *self.attacked)
 
     @property
     def finished(self) -> int:
         """The number of rows and controls that were run."""
-        return len(self.rows) + len(self.timed) + len(self.minibatches) + len(self.controls)
+        return len(self.all_rows) + len(self.controls)
 
     @property
     def comparisons(self) -> int:
         """The number of p-values that count."""
-        rows: tuple[Row | TimeRow | MinibatchRow, ...] = (*self.rows, *self.timed, *self.minibatches)
-        return sum(len(row.p_values) for row in rows) + len(self.controls)
+        return sum(len(row.p_values) for row in self.all_rows) + len(self.controls)
 
     @property
     def threshold(self) -> float:
@@ -328,8 +337,7 @@ class Verification:
     def disagreements(self) -> tuple[str, ...]:
         """Every disagreement and every wrong prediction that was not rejected, in words."""
         found = []
-        rows: tuple[Row | TimeRow | MinibatchRow, ...] = (*self.rows, *self.timed, *self.minibatches)
-        for row in rows:
+        for row in self.all_rows:
             found += [f"{row.case.key}, {row.case.engine}: {text}" for text in row.disagreements(self.threshold)]
         for control in self.controls:
             name = f"control {control.case.name}, {control.case.key}"
@@ -355,6 +363,7 @@ class Verification:
     def verdict(self) -> str:
         """The verdict in one line."""
         counted = len(self.rows) + len(self.timed) + sum(row.counts for row in self.minibatches)
+        counted += len(self.attacked)
         done = f"{counted} rows, {len(self.controls)} controls"
         seconds = f"{self.seconds:.0f} s"
         if self.status == "interrupted":

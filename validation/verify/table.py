@@ -9,11 +9,22 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from .adversarial_result import AdversarialRow
 from .minibatch_result import MinibatchRow
 from .result import FALSE_ALARM_RATE, ControlResult, Row, TimeRow, Verification
 from .time_cases import DROP
 
-__all__ = ["WIDTH", "Grid", "control_grid", "minibatch_grid", "notes", "print_verification", "row_grid", "time_grid"]
+__all__ = [
+    "WIDTH",
+    "Grid",
+    "adversarial_grid",
+    "control_grid",
+    "minibatch_grid",
+    "notes",
+    "print_verification",
+    "row_grid",
+    "time_grid",
+]
 
 #: Columns that the tables need.
 WIDTH = 132
@@ -147,6 +158,37 @@ def minibatch_grid(rows: Sequence[MinibatchRow], threshold: float) -> Grid:
     return Grid("Minibatches, the noise exact at all weights", header, right, tuple(lines), tuple(bad))
 
 
+def adversarial_grid(rows: Sequence[AdversarialRow], threshold: float) -> Grid:
+    """The rows with attacks as a table."""
+    header = (
+        "problem", "rule", "run by", "lr", "oracle", "claims", "oracle vs\nnumerics", "no attack\noff by",
+        "measured error\n(by chance)", "p", "p of\nmean", "",
+    )  # fmt: skip
+    right = (False, False, False, True, False, True, True, True, True, True, True, False)
+    lines, bad = [], []
+    for row in rows:
+        wrong = bool(row.disagreements(threshold))
+        m, o, case = row.measurement, row.oracle, row.case
+        lines.append(
+            (
+                case.problem.name,
+                case.optimizer.rule.name,
+                RUN_BY[case.engine],
+                f"{case.optimizer.values['lr']:.2g}",
+                o.kind if o else "",
+                str(o.claims) if o else "",
+                f"{o.error:.1e}" if o else "",
+                f"{m.attack:.0%}" if m and m.attack is not None else "",
+                f"{m.relative_error:.2%} ({m.expected_relative_error:.2%})" if m else "",
+                "" if not m else "none" if m.withheld else p_text(m.p_value),
+                p_text(m.mean_p_value) if m and m.mean_p_value is not None else "",
+                "DIFFERS" if wrong else "no p" if m and m.withheld else "agrees",
+            )
+        )
+        bad.append(wrong)
+    return Grid("Attacked inputs and weights", header, right, tuple(lines), tuple(bad))
+
+
 def control_grid(controls: Sequence[ControlResult], threshold: float) -> Grid:
     """The wrong predictions as a table."""
     header = ("wrong prediction", "it supposes", "rule", "problem", "wrong by", "p", "p of the\nright one", "time", "")
@@ -195,7 +237,7 @@ def notes(verification: Verification) -> list[str]:
         where = ", ".join(sorted({f"{row.case.problem.name} has {len(row.case.problem.flat)}" for row in flat}))
         still = "no replica moved along them, exactly" if moved == 0.0 else f"replicas moved along them by {moved:.1e}"
         found.append(f"Flat directions that no noise reaches: {where}; {still}.")
-    return found + _minibatch_notes(verification.minibatches)
+    return found + _minibatch_notes(verification.minibatches) + _adversarial_notes(verification.attacked)
 
 
 def _time_notes(rows: Sequence[TimeRow]) -> list[str]:
@@ -238,6 +280,29 @@ def _minibatch_notes(rows: Sequence[MinibatchRow]) -> list[str]:
     return [text, *(f"{key}: no p-value, {why}." for key, why in measured if why is not None)]
 
 
+def _adversarial_notes(rows: Sequence[AdversarialRow]) -> list[str]:
+    if not rows:
+        return []
+    text = (
+        "Attacks: every replica's minibatches are attacked anew, exactly, at its own weights. The law is exact for "
+        "cell (while no sign changes), perturbed (gradients at perturbed weights) and network (linearised, inputs "
+        "attacked once), self-consistent with the curvature of kinks for sample, and linear-noise for the others, "
+        "where batches are large enough for it. Beside it is how far off the law without the attack is."
+    )
+    checks = [row.oracle for row in rows if row.oracle is not None]
+    if checks:
+        largest: dict[str, float] = {}
+        for check in checks:
+            largest[check.kind] = max(check.error, largest.get(check.kind, 0.0))
+        text += " Largest errors: " + ", ".join(f"{kind} {error:.1e}" for kind, error in sorted(largest.items())) + "."
+    left = [(row.case.key, row.measurement.left) for row in rows if row.measurement is not None]
+    out = ", ".join(f"{share:.2%} of {key}" for key, share in left if share is not None)
+    if out:
+        text += f" States outside the smooth piece: {out}."
+    withheld = [(row.case.key, row.measurement.withheld) for row in rows if row.measurement is not None]
+    return [text, *(f"{key}: no p-value, {why}." for key, why in withheld if why is not None)]
+
+
 def print_verification(verification: Verification, console: Console) -> None:
     """Print the tables, the notes, what disagrees, and last the verdict."""
     threshold = verification.threshold
@@ -247,6 +312,8 @@ def print_verification(verification: Verification, console: Console) -> None:
         console.print(time_grid(verification.timed, threshold).rich())
     if verification.minibatches:
         console.print(minibatch_grid(verification.minibatches, threshold).rich())
+    if verification.attacked:
+        console.print(adversarial_grid(verification.attacked, threshold).rich())
     if verification.controls:
         console.print(control_grid(verification.controls, threshold).rich())
     for note in notes(verification):
