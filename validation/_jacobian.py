@@ -81,9 +81,19 @@ def jacobian(flat: FlatModel, x: torch.Tensor, outputs: int, budget: int) -> Jac
         return flat(w, one.unsqueeze(0)).squeeze(0)
 
     at_once = max(1, (1 << 23) // (outputs * flat.size))
-    with torch.no_grad():
-        rows = vmap(jacrev(single), in_dims=(None, 0), chunk_size=at_once)(flat.start, x)
+    try:
+        with torch.no_grad():
+            rows = vmap(jacrev(single), in_dims=(None, 0), chunk_size=at_once)(flat.start, x)
+    except RuntimeError:  # what torch.func cannot vectorise, recurrent networks for one
+        rows = _row_by_row(flat, x)
     return ExplicitJacobian(rows.reshape(-1, flat.size).contiguous())
+
+
+def _row_by_row(flat: FlatModel, x: torch.Tensor) -> torch.Tensor:
+    with torch.enable_grad():
+        w = flat.start.clone().requires_grad_()
+        outputs = flat(w, x).reshape(-1)
+        return torch.stack([torch.autograd.grad(output, w, retain_graph=True)[0] for output in outputs])
 
 
 @dataclass(frozen=True)

@@ -136,14 +136,18 @@ class Tangent:
 
     def _by_products(self, w: torch.Tensor, drawn: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """By differentiating the tangent itself, at inputs that are attacked anew where they are."""
-        x = self.x[drawn]
-        if self.attack is not None:
-            x = self._attacked(w, x, y)
 
         def mean_loss(own: torch.Tensor, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             return self.loss(self.outputs(own, inputs), targets).mean()
 
-        return vmap(grad(mean_loss), chunk_size=REPLICAS_AT_ONCE)(w.detach(), x, y)  # type: ignore[no-any-return]
+        try:
+            x = self._attacked(w, self.x[drawn], y)
+            return vmap(grad(mean_loss), chunk_size=REPLICAS_AT_ONCE)(w.detach(), x, y)  # type: ignore[no-any-return]
+        except RuntimeError as error:
+            raise InvalidProblemError(
+                f"torch.func cannot vectorise this model over weights ({str(error).splitlines()[0]}). Allow its "
+                f"Jacobian as a matrix by jacobian_bytes; inputs that are attacked again at every step need vmap."
+            ) from error
 
     def _attacked(self, w: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Inputs (replicas, B, ...) attacked for each replica's own weights."""

@@ -162,6 +162,32 @@ def test_a_network_with_the_weights_of_coordinates_is_its_tangent_to_first_order
     assert np.abs(near - start).max() > 1e-5
 
 
+class Recurrent(torch.nn.Module):
+    """A network that torch.func cannot vectorise."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = torch.nn.GRU(8, 3, batch_first=True), torch.nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.head(self.layer(x.view(len(x), 8, 8))[0][:, -1])
+
+
+def test_a_recurrent_network_by_rows_of_its_jacobian():
+    x, y = digits(5, classes=(3, 8))
+    with torch.random.fork_rng():
+        model = Recurrent().double()
+    net = LinearizedNetwork(model, x, y, l2=0.1)
+    J, *_ = finite_differences(model, x)
+    np.testing.assert_allclose(net.features()[:, 0] @ net.weights(np.eye(net.rank)), J, atol=1e-7)
+    run = net.measure(sgd(lr=0.1), batch_size=2, replicas=2, steps=2, rng=0, progress=False)
+    assert run.complement_error <= run.complement_tolerance
+    products = LinearizedNetwork(model, x, y, l2=0.1, **FORCE_PRODUCTS)
+    with pytest.raises(InvalidProblemError, match=r"cannot vectorise this model .* jacobian_bytes"):
+        products.measure(sgd(lr=0.1), batch_size=2, replicas=2, steps=2, rng=0, progress=False)
+
+
 def test_fixed_parameters_are_constants_and_the_model_is_left_alone():
     x, y = digits(5, classes=(3, 8))
     model = mlp((64, 3, 1)).float()
