@@ -35,6 +35,8 @@ _ENLARGEMENTS = 60
 #: From this iteration on only half of the change is made.
 _UNDAMPED = 25
 _MEAN_STEPS = 60
+#: A covariance so many times the squared size of the weights is on its way to infinity.
+_UNBOUNDED = 1e3
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -115,7 +117,7 @@ def kink_corrected_covariance(
     UnstableError
         If the curvature is too large for the optimizer whatever the covariance.
     NonStationaryError
-        If the iteration does not settle.
+        If the covariance grows without bound, or the iteration does not settle.
     InvalidProblemError
         If the optimum rests on a kink of the norm, which no covariance averages: see `AdversarialLeastSquares.face`.
 
@@ -149,7 +151,7 @@ def kink_corrected_covariance(
         problem.hessian  # noqa: B018 - refused, with the reason and the way out
     _arrays.whole_number("max_iterations", max_iterations, least=1)
     centre, spread = problem.optimum, _first_guess(optimizer, problem, size, replacement)
-    change = float("inf")
+    change, scale = float("inf"), float(problem.optimum @ problem.optimum) + float(np.linalg.norm(spread))
     for iteration in range(1, max_iterations + 1):
         moved = _mean(optimizer, problem, spread, centre, tolerance)
         hessian = problem.smoothed_hessian(spread, moved)
@@ -162,6 +164,11 @@ def kink_corrected_covariance(
             spread = 4.0 * spread  # a wider law sees blunter kinks
             continue
         wide = float(np.linalg.norm(law.value)) or 1.0
+        if wide > _UNBOUNDED * scale:
+            raise NonStationaryError(
+                f"the self-consistent covariance grows without bound for {optimizer!r}: noise that grows with the "
+                f"spread of the weights leaves no stationary law. Take a smaller learning rate or a larger batch."
+            )
         far = float(np.linalg.norm(moved - centre)) / np.sqrt(wide)
         change = max(float(np.linalg.norm(law.value - spread)) / wide, far)
         damped = iteration > _UNDAMPED

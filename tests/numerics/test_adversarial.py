@@ -11,7 +11,7 @@ import scipy.optimize
 import scipy.special
 import scipy.stats
 
-from sgdcov.errors import InvalidProblemError
+from sgdcov.errors import InvalidProblemError, NonStationaryError
 from sgdcov.numerics import (
     AdversarialLeastSquares,
     AdversarialLogistic,
@@ -19,6 +19,7 @@ from sgdcov.numerics import (
     MinibatchNoise,
     QuadraticExamples,
     kink_corrected_covariance,
+    max_learning_rate,
     stationary_covariance,
 )
 from sgdcov.theory import heavy_ball, sgd, sgdw
@@ -488,6 +489,13 @@ def test_the_self_consistent_law_agrees_with_itself():
     assert problem.smoothed_noise(2, law.value, law.mean) == pytest.approx(law.noise, rel=1e-7)
     assert np.linalg.norm(problem.smoothed_gradient(law.value, law.mean)) <= 1e-9
     assert stationary_covariance(sgd(lr=0.05), law.hessian, law.noise).value == pytest.approx(law.value, rel=1e-7)
+
+
+def test_a_learning_rate_beyond_mean_square_stability_is_refused():
+    problem = regression(num_examples=60, dim=8, radius=0.01)
+    lr = 0.7 * max_learning_rate(sgd(lr=0.1), problem.mean_ae_hessian(problem.optimum))
+    with pytest.raises(NonStationaryError, match=r"grows without bound.*smaller learning rate or a larger batch"):
+        kink_corrected_covariance(sgd(lr=lr), problem, 1)
 
 
 def ensemble(problem, lr, batch_size, replicas, steps, every, seed):
