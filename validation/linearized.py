@@ -101,7 +101,8 @@ class LinearizedNetwork(RangeCoordinates):
     and the stationary covariance is 0. Laws over time, label noise, or weight decay are what there is to see.
 
     An attack on a network that was never trained moves inputs to where its chance outputs are wrong, which tells their
-    labels: train the model before it is linearised, where robustness is what is asked for.
+    labels: train the model before it is linearised, where robustness is what is asked for. Along the radius,
+    ``radius_path(lambda radius: LinearizedNetwork(..., radius=radius).problem, ...)``.
 
     References
     ----------

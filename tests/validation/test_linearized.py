@@ -373,6 +373,20 @@ def test_attacked_inputs_have_the_exact_law_while_they_are_fixed_and_not_if_atta
     assert "attacked anew" in repr(again)
 
 
+def test_the_radius_is_an_axis():
+    x, y = digits(20, classes=(3, 8))
+    attack = partial(fgsm, domain=(0, 1))
+
+    def problem_at(radius):
+        return LinearizedNetwork(mlp((64, 16, 1)), x, y, radius=radius, attack=attack, l2=0.1).problem
+
+    path = numerics.radius_path(problem_at, [0.0, 0.05], heavy_ball(lr=0.03, momentum=0.9), 4)
+    clean, noise = single(20).noise(4), problem_at(0.05).noise(4)
+    np.testing.assert_allclose(path.curvature[0], np.linalg.eigvalsh(clean.hessian)[-1])
+    np.testing.assert_allclose(path.gradient_noise, [np.trace(clean.covariance()), np.trace(noise)])
+    assert path.gradient_noise[0] != pytest.approx(path.gradient_noise[1], rel=0.05)
+
+
 def test_attacking_again_without_any_freedom_is_not_attacking():
     """An attack that returns what it is given makes the same run, whatever path its gradients take."""
     net = single(10, radius=0.1, attack=lambda model, x, y, radius, loss: x)
