@@ -29,6 +29,7 @@ CAPTIONS = {
 #: Shares of the collapse radius, on lines and where there are runs.
 LINE = np.linspace(0.0, 0.85, 25)
 MEASURED_AT = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75)
+QUICK_AT = (0.0, 0.4)
 POPULATION = heavy_ball(lr=0.02, momentum=0.8)
 UNHINGED = sgd(lr=0.1)
 
@@ -37,18 +38,20 @@ def draw_radius(seed: int, *, quick: bool) -> Figure:
     """Three quantities of Gaussian data, and the variances of the unhinged loss."""
     problems = load_adversarial_problems()
     figure, axes = panels(2, 2, height=4.8)
-    replicas = 200 if quick else 800
-    _draw_population(axes.flat[:3], problems["gaussian-l2"], seed_of(seed, "radius", "gaussian"), replicas)
-    _draw_unhinged(axes.flat[3], problems["unhinged"], seed_of(seed, "radius", "unhinged"), replicas)
+    replicas, shares = (100, np.array(QUICK_AT)) if quick else (800, np.array(MEASURED_AT))
+    _draw_population(axes.flat[:3], problems["gaussian-l2"], shares, seed_of(seed, "radius", "gaussian"), replicas)
+    _draw_unhinged(axes.flat[3], problems["unhinged"], shares, seed_of(seed, "radius", "unhinged"), replicas)
     return figure
 
 
-def _draw_population(axes: NDArray[np.object_], problem: AdversarialProblem, seed: int, replicas: int) -> None:
+def _draw_population(
+    axes: NDArray[np.object_], problem: AdversarialProblem, shares: Array, seed: int, replicas: int
+) -> None:
     collapse = problem.problem.collapse_radius
     size = problem.batch_size
     law = numerics.radius_path(problem.make, LINE * collapse, POPULATION, size)
     found = radius.radius_path(
-        problem.make, np.array(MEASURED_AT) * collapse, POPULATION, size, replicas=replicas, rng=seed, progress=False
+        problem.make, shares * collapse, POPULATION, size, replicas=replicas, rng=seed, progress=False
     )
     blunt, narrow = np.array([_without_kink(problem.make(r), POPULATION, size) for r in law.radii]).T
     shown = (
@@ -73,13 +76,13 @@ def _without_kink(problem: GaussianAdversarialRegression, optimizer: Optimizer, 
     return float(np.linalg.eigvalsh(hessian)[-1]), float(np.trace(law.value))
 
 
-def _draw_unhinged(axis: Axes, problem: AdversarialProblem, seed: int, replicas: int) -> None:
+def _draw_unhinged(axis: Axes, problem: AdversarialProblem, shares: Array, seed: int, replicas: int) -> None:
     ordinary = problem.ordinary
     pull = ordinary.y @ ordinary.X / ordinary.num_examples
     size, noise = float(np.linalg.norm(pull)), ordinary.noise(problem.batch_size)  # the same at every radius
     u = pull / size
     noises = float(u @ noise @ u), float(np.trace(noise) - u @ noise @ u)
-    line, dots = (np.array(shares) * ordinary.collapse_radius for shares in (LINE, MEASURED_AT))
+    line, dots = LINE * ordinary.collapse_radius, shares * ordinary.collapse_radius
     shared = {"decay": ordinary.l2, "norm_m": size, "lr": float(UNHINGED.values["lr"])}
     across = theory.unhinged_covariance(theory.sgd).lambdify()(**shared, noise=noises[1], radius=line)
     along = theory.unhinged_covariance(theory.sgd).lambdify()(**shared, noise=noises[0], radius=0.0)  # at any radius
