@@ -72,7 +72,8 @@ class Estimate:
     gradients : str
         What kind of gradients the run saw, in words.
     fourth_moment : FourthMoment or None
-        Whether the law has the fourth moment that standard errors need; None where the noise is additive.
+        Whether the law has the fourth moment that standard errors need; None where the noise is additive, or taken
+        for it because the loss is not quadratic. For an `AdversarialLeastSquares` it is that of its smooth piece.
     seed : int
         ``rng=seed`` repeats the run on the same device and version of PyTorch.
     """

@@ -422,3 +422,21 @@ def test_the_closed_loss_is_the_worst_of_all_corners():
             losses = 0.5 * (target - z) ** 2 if kind == "squares" else np.logaddexp(0.0, -target * z)
             worst = losses.max(axis=1).mean() + 0.5 * problem.l2 * w @ w
             assert abs(problem.loss(w) - worst) < 20 * EPS * worst
+
+
+def test_normalised_perturbation_has_the_law_of_theory_s_closure_and_not_that_of_first_order():
+    h, c, lr, rho, dim = 1.0, 1.0, 0.3, 0.6, 3
+    problem = numerics.Quadratic(h * np.eye(dim), c * np.eye(dim), np.zeros(dim))
+    estimate = perturbed_covariance(sgd(lr=lr), problem, rho, replicas=10_000, rng=0, **QUIET)
+    # rho h is a third of the gradient's length. E|N(0, I)| in three dimensions is 2 sqrt(2/pi).
+    mean = 2 * np.sqrt(2 / np.pi) / dim
+    push = rho * h * mean
+    # The positive root of 2 (l^2 - c)(l + a) = lr h l (l^2 + 2 a l + (rho h)^2/dim)
+    x = lr * h
+    length = max(np.roots([2 - x, 2 * push * (1 - x), -2 * c - x * (rho * h) ** 2 / dim, -2 * push * c]).real)
+    closure = (length**2 - c) / h**2
+    plain = lr * c / (h * (2 - lr * h))
+    first = plain * (1 + 2 * rho * mean * np.sqrt((2 - x) / (2 * c)) * h / (2 - x))
+    assert compare(estimate, closure * np.eye(dim)).p_value > ACCEPTED
+    assert compare(estimate, plain * np.eye(dim)).p_value < REJECTED
+    assert compare(estimate, first * np.eye(dim)).p_value < 1e-3

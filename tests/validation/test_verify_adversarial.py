@@ -41,7 +41,7 @@ def test_the_problems_are_what_they_say():
     assert problems["network"].ordinary.radius == 0.0
     for name in ("logistic-linf", "gaussian-linf"):
         case = case_of(f"*/{name}/adversarial")
-        deviations = np.sqrt(np.diag(case.problem.law(case.optimizer).stationary.value))
+        deviations = np.sqrt(np.diag(case.problem.law(case.optimizer).value))
         assert (np.abs(case.problem.problem.optimum) > 6 * deviations).all()  # no kink of the norm within reach
     blunt, law = sample.mean_ae_hessian(sample.optimum), numerics.kink_corrected_covariance(
         case_of("sgd/sample/adversarial").optimizer, sample, 8
@@ -54,7 +54,7 @@ def test_every_problem_has_an_oracle(name):
     for case in (c for c in adversarial_cases(quick=True, seed=0) if c.problem.name == name):
         check = adversarial_oracles.check_against_oracle(case)
         assert check.agrees
-        assert check.error < 1e-12
+        assert check.error < (1e-7 if name == "normalised" else 1e-12)  # a slope of finite difference
         assert check.claims > 0
 
 
@@ -73,7 +73,7 @@ def test_rows_and_controls_agree_and_are_printed(capsys):
     out = capsys.readouterr().out
     assert "Attacked inputs and weights" in out
     assert "corners" in out
-    assert "States outside the smooth piece" in out
+    assert "States outside the smooth piece" in " ".join(out.split())
     assert "the radius is 0" in out
     assert "AGREEMENT" in out
     assert "2 rows, 2 controls" in out
@@ -117,7 +117,7 @@ def test_what_a_layer_refuses_is_in_its_row():
 
 def test_a_control_that_is_right_is_not_rejected():
     (control,) = adversarial_controls.adversarial_controls(**QUICK, only=["sgd/unhinged"])
-    right = dataclasses.replace(control, wrong=lambda case: case.problem.law(case.optimizer).stationary.value)
+    right = dataclasses.replace(control, wrong=lambda case: case.problem.law(case.optimizer).value)
     result = adversarial_checks.run_adversarial_control(right)
     assert result.p_value == result.right_p_value > 1e-4
     found = dataclasses.replace(verify(**QUICK, only=["sgd/unhinged"]), controls=(result,))

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from ...errors import SgdcovError
-from .. import agreement, stationary
+from .. import agreement, stationary, weight_perturbation
 from ..linearized import LinearizedNetwork
 from ..stationary import Estimate
 from .adversarial_cases import AdversarialCase
 from .adversarial_controls import AdversarialControl
 from .adversarial_oracles import check_against_oracle
+from .adversarial_problems import Perturbed
 from .adversarial_result import AdversarialMeasurement, AdversarialRow
 from .result import ControlResult
 
@@ -34,9 +35,9 @@ def measure(case: AdversarialCase) -> AdversarialMeasurement:
     slots = case.optimizer.rule.slots
     estimate, law = run(case, slots), case.problem.law(case.optimizer)
     compared = agreement.compare(estimate, law.joint(slots), mean=law.mean)
-    exact = np.asarray(law.stationary.value)
+    exact = law.value
     d, scale = len(exact), float(np.linalg.norm(exact))
-    ordinary = case.problem.law_without_attack(case.optimizer).stationary.value
+    ordinary = case.problem.law_without_attack(case.optimizer).value
     # Without the attack the network's features are others, and so are the coordinates of its range.
     comparable = not isinstance(case.problem.problem, LinearizedNetwork)
     return AdversarialMeasurement(
@@ -57,7 +58,7 @@ def run_adversarial_control(control: AdversarialControl) -> ControlResult:
     started = time.perf_counter()
     case = control.case
     estimate = run(case, ("w",))
-    right, wrong = np.asarray(case.problem.law(case.optimizer).stationary.value), control.wrong(case)
+    right, wrong = case.problem.law(case.optimizer).value, control.wrong(case)
     return ControlResult(
         case=control,
         p_value=agreement.compare(estimate, wrong).p_value,
@@ -74,6 +75,9 @@ def run(case: AdversarialCase, slots: tuple[str, ...]) -> Estimate:
     shared |= {"batch_size": case.problem.batch_size, "engine": case.engine}
     if isinstance(problem, LinearizedNetwork):
         return problem.measure(case.optimizer, **shared)
+    if isinstance(problem, Perturbed):
+        del shared["slots"], shared["batch_size"]
+        return weight_perturbation.perturbed_covariance(case.optimizer, problem.quadratic, problem.rho, **shared)
     return stationary.stationary_covariance(case.optimizer, problem, **shared)
 
 

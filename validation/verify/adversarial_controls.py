@@ -89,13 +89,12 @@ def additive(case: AdversarialCase) -> Array:
 
 def without_attack(case: AdversarialCase) -> Array:
     """The law at radius 0."""
-    return np.asarray(case.problem.law_without_attack(case.optimizer).stationary.value)
+    return case.problem.law_without_attack(case.optimizer).value
 
 
 def without_perturbation(case: AdversarialCase) -> Array:
     """Plain SGD, as if rho were 0."""
-    law = case.problem.law(sgd(lr=float(case.optimizer.values["lr"])))
-    return np.asarray(law.stationary.value)
+    return case.problem.law(sgd(lr=float(case.optimizer.values["lr"]))).value
 
 
 _WRONG: tuple[tuple[str, str, str, Engine, Wrong], ...] = (
@@ -106,6 +105,7 @@ _WRONG: tuple[tuple[str, str, str, Engine, Wrong], ...] = (
     ("no attack", "the radius is 0", "logistic-l2", "torch.optim", without_attack),
     ("no attack", "the radius is 0", "unhinged", "rule", without_attack),
     ("no perturbation", "rho is 0", "perturbed", "rule", without_perturbation),
+    ("no perturbation", "rho is 0", "normalised", "rule", without_attack),
 )
 #: The additive law errs by 3% in the cell: beyond it more replicas are needed than for a row.
 CELL_REPLICAS = 12_000

@@ -138,13 +138,27 @@ def _unhinged(case: AdversarialCase) -> tuple[float, float, list[Formula]]:
     across = np.eye(p.dim) - np.outer(u, u)
     law = theory.unhinged_covariance(theory.sgd)
     predicted = _entries(law, **shared, lr=float(case.optimizer.values["lr"]), noise=across @ noise @ across)
-    solved = across @ np.asarray(case.problem.law(case.optimizer).stationary.value) @ across
+    solved = across @ case.problem.law(case.optimizer).value @ across
     pairs = [
         (p.optimum, _entries(least, **shared)[:, 0]),
         (p.hessian, _entries(hessian, **shared)),
         (solved, predicted),
     ]
     return _worst(pairs), 10 * ROUNDING, [least, hessian, law]
+
+
+def _closure(case: AdversarialCase) -> tuple[float, float, list[Formula]]:
+    """Its slope at rho = 0 against the first-order law, which is exact there."""
+    small, p = 1e-4, case.problem.problem.quadratic
+    plain, moved = (case.problem.law_of(case.optimizer, case.problem.make(rho), 1).value[0, 0] for rho in (0.0, small))
+    first = theory.normalised_perturbation_covariance()
+    numbers = {"h_i": p.hessian[0, 0], "c_ii": p.noise[0, 0], "lr": float(case.optimizer.values["lr"])}
+    kappa = first.parts["isotropic"]
+    inverse = float(kappa.subs({s: {**numbers, "dim": p.dim}[str(s)] for s in kappa.free_symbols}))
+    predicted = float(first.lambdify()(**numbers, rho=small, inverse_length=inverse))
+    solved = float(numerics.stationary_covariance(case.optimizer, p.hessian, p.noise).value[0, 0])
+    pairs = [(plain, solved), (moved, predicted)]
+    return _worst(pairs), 10 * small**2, [first, theory.normalised_perturbation_closure()]
 
 
 def _re_weighted(case: AdversarialCase) -> tuple[float, float, list[Formula]]:
@@ -156,8 +170,8 @@ def _re_weighted(case: AdversarialCase) -> tuple[float, float, list[Formula]]:
     plain = theory.sgd(lr=lr)
     law = numerics.stationary_covariance(plain, noise.hessian, noise)
     kept = 1.0 - numerics.mean_square_stability(plain, noise).spectral_radius  # what rounding is divided by
-    solved = case.problem.law(case.optimizer).stationary
-    return _worst([(np.asarray(solved.value), np.asarray(law.value))]), ROUNDING / kept, [weight]
+    solved = case.problem.law(case.optimizer).value
+    return _worst([(solved, np.asarray(law.value))]), ROUNDING / kept, [weight]
 
 
 _ORACLES: dict[str, tuple[str, Any]] = {
@@ -169,4 +183,5 @@ _ORACLES: dict[str, tuple[str, Any]] = {
     "logistic-linf": ("corners", _corners),
     "unhinged": ("theory", _unhinged),
     "perturbed": ("re-weighted", _re_weighted),
+    "normalised": ("first order", _closure),
 }

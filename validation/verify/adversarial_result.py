@@ -16,8 +16,9 @@ class AttackOracle:
 
     Attributes
     ----------
-    kind : {"theory", "corners", "re-weighted"}
-        Theory's formulas; the worst corner of the attack's ball, found by trying all; examples with theory's weights.
+    kind : {"theory", "corners", "re-weighted", "first order"}
+        Theory's formulas; the worst corner of the attack's ball, found by trying all; examples with theory's weights;
+        theory's law to first order in the perturbation of the weights.
     error, tolerance : float
         Largest error, relative to the largest entry of what is compared, and what rounding explains.
     claims : int

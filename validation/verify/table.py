@@ -286,8 +286,9 @@ def _adversarial_notes(rows: Sequence[AdversarialRow]) -> list[str]:
     text = (
         "Attacks: every replica's minibatches are attacked anew, exactly, at its own weights. The law is exact for "
         "cell (while no sign changes), perturbed (gradients at perturbed weights) and network (linearised, inputs "
-        "attacked once), self-consistent with the curvature of kinks for sample, and linear-noise for the others, "
-        "where batches are large enough for it. Beside it is how far off the law without the attack is."
+        "attacked once), self-consistent with the curvature of kinks for sample, theory's Gaussian closure for "
+        "normalised, and linear-noise for the others, where batches are large enough for it. Beside it is how far off "
+        "the law without the attack is."
     )
     checks = [row.oracle for row in rows if row.oracle is not None]
     if checks:
