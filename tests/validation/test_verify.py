@@ -168,7 +168,7 @@ def test_the_report_can_be_read(tmp_path):
     assert main([*SMALL, "--report", str(folder), "--seed", "7"]) == 0
     assert {f.name for f in folder.iterdir()} == {
         "report.md", "report.json", "entries.png", "ellipses.png", "learning_rates.png", "over_time.png",
-        "minibatch_risk.png", "shuffled_epochs.png", "radius.png",
+        "minibatch_risk.png", "shuffled_epochs.png", "radius.png", "network.png",
     }  # fmt: skip
     data = json.loads((folder / "report.json").read_text("utf-8"))
     assert data["status"] == "agree"

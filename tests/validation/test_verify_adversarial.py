@@ -10,7 +10,7 @@ from sgdcov import numerics
 from sgdcov.numerics import AdversarialLeastSquares
 from sgdcov.validation.verify import adversarial_checks, adversarial_controls, adversarial_oracles, main, report, table
 from sgdcov.validation.verify.adversarial_cases import adversarial_cases
-from sgdcov.validation.verify.adversarial_figures import draw_radius
+from sgdcov.validation.verify.adversarial_figures import draw_network, draw_radius
 from sgdcov.validation.verify.adversarial_problems import load_adversarial_problems
 from sgdcov.validation.verify.command import verify
 
@@ -125,7 +125,9 @@ def test_a_control_that_is_right_is_not_rejected():
 
 
 @pytest.mark.slow
-def test_the_figure_has_its_lines_and_dots():
-    figure = draw_radius(0, quick=True)
-    assert len(figure.axes) == 4
-    assert all(axis.containers for axis in figure.axes)
+@pytest.mark.parametrize(("draw", "panels"), [(draw_radius, 4), (draw_network, 2)])
+def test_the_figures_have_their_lines_and_dots(draw, panels):
+    figure = draw(0, quick=True)
+    assert len(figure.axes) == panels
+    assert all(len(axis.lines) > 2 for axis in figure.axes)
+    assert figure.axes[-1].containers

@@ -13,6 +13,7 @@ from ... import numerics
 from ...numerics import GaussianAdversarialRegression, MinibatchNoise
 from ...theory import Optimizer, sgd
 from .._runs import Engine
+from ..linearized import LinearizedNetwork
 from .adversarial_cases import ADVERSARIAL, AdversarialCase, adversarial_case
 from .adversarial_problems import AdversarialProblem
 from .minibatch_cases import wanted
@@ -82,8 +83,10 @@ def without_kink(case: AdversarialCase) -> Array:
 
 
 def additive(case: AdversarialCase) -> Array:
-    """The law within the cell with the noise at the minimum everywhere."""
-    noise = MinibatchNoise(case.problem.problem.cell(), case.problem.batch_size)
+    """The law within the cell, or of the network, with the noise at the minimum everywhere."""
+    problem, size = case.problem.problem, case.problem.batch_size
+    network = isinstance(problem, LinearizedNetwork)
+    noise = problem.noise(size) if network else MinibatchNoise(problem.cell(), size)
     return np.asarray(numerics.stationary_covariance(case.optimizer, noise.hessian, noise.covariance()).value)
 
 
@@ -101,6 +104,7 @@ _WRONG: tuple[tuple[str, str, str, Engine, Wrong], ...] = (
     ("no kink", "curvature is autograd's mean", "gaussian-l2", "rule", without_kink),
     ("no kink", "curvature is autograd's mean", "sample", "rule", without_kink),
     ("additive", "noise is that at the minimum", "cell", "rule", additive),
+    ("additive", "noise is that at the minimum", "network", "torch.optim", additive),
     ("no attack", "the radius is 0", "gaussian-linf", "torch.optim", without_attack),
     ("no attack", "the radius is 0", "logistic-l2", "torch.optim", without_attack),
     ("no attack", "the radius is 0", "unhinged", "rule", without_attack),
@@ -110,7 +114,7 @@ _WRONG: tuple[tuple[str, str, str, Engine, Wrong], ...] = (
 #: The additive law errs by 3% in the cell: beyond it more replicas are needed than for a row.
 CELL_REPLICAS = 12_000
 #: What a quick run has no time for.
-LEFT_OUT = ("sample", "gaussian-linf")
+LEFT_OUT = ("sample", "gaussian-linf", "network")
 
 
 def adversarial_controls(*, quick: bool, seed: int, only: Sequence[str] = ()) -> list[AdversarialControl]:

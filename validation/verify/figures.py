@@ -18,7 +18,7 @@ from ...theory import Optimizer, heavy_ball, sgd
 from .. import stationary
 from . import closed_form
 from .adversarial_figures import CAPTIONS as ADVERSARIAL_CAPTIONS
-from .adversarial_figures import draw_radius
+from .adversarial_figures import draw_network, draw_radius
 from .cases import Setup, seed_of, setup_of
 from .controls import commuting_covariance, sde_covariance
 from .figure_style import GREY, MEASURED, STYLE, THEORY, WRONG, panels
@@ -59,6 +59,7 @@ def draw_figures(verification: Verification, folder: Path, *, show: Show) -> lis
         lambda: draw_mean_square(verification.seed, quick=verification.quick),
         lambda: draw_epochs(verification.seed, quick=verification.quick),
         lambda: draw_radius(verification.seed, quick=verification.quick),
+        lambda: draw_network(verification.seed, quick=verification.quick),
     ]
     written: list[Path] = []
     with matplotlib.rc_context(STYLE):
