@@ -289,6 +289,18 @@ def test_logistic_regression_follows_its_linear_noise_law(norm, radius):
     assert compare(estimate, ordinary).p_value < REJECTED
 
 
+def test_a_weight_near_the_norm_s_kink_breaks_the_local_law_and_the_leaving_probability_says_so():
+    rng = np.random.default_rng(33)
+    X = rng.normal(size=(60, 3))
+    y = np.where(rng.random(60) < 1 / (1 + np.exp(-X @ [1.5, -1.2, 1.0])), 1.0, -1.0)
+    problem, optimizer = AdversarialLogistic(X, y, 0.1, np.inf, l2=0.01), sgd(lr=0.5)
+    assert problem.kinks.smooth  # the third weight is 0.06, and 0 within a standard deviation
+    law = numerics.stationary_covariance(optimizer, problem.hessian, problem.noise(16))
+    estimate = stationary_covariance(optimizer, problem, replicas=500, batch_size=16, rng=1, **QUIET)
+    assert compare(estimate, law).p_value < REJECTED
+    assert problem.leaving_probability(law.value).lower > 0.2
+
+
 def test_the_variance_across_the_unhinged_minimiser_falls_with_the_radius():
     rng = np.random.default_rng(3)
     X = rng.normal(size=(40, 3))
