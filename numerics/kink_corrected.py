@@ -128,8 +128,8 @@ def kink_corrected_covariance(
     leading order in the learning rate where the optimum is on no kink, and well where many kinks lie within the spread.
 
     A residual that the minimiser holds on its kink takes the curvature :math:`\propto 1/\tau`, so there the variance
-    falls faster than in proportion to the learning rate; and where it is the only one within the spread the law tends to
-    Laplace's as the learning rate tends to 0.  With a jump 2a of the slope and noise of variance C its variance is
+    falls faster than in proportion to the learning rate; and where it is the only one within the spread the law tends
+    to Laplace's as the learning rate tends to 0.  With a jump 2a of the slope and noise of variance C its variance is
     :math:`\eta^2 C^2 / (2 a^2)`, and that of a Gaussian with the same mean slope :math:`\pi \eta^2 C^2 / (8 a^2)`: the
     true one is up to :math:`4/\pi` times that given here.
 

@@ -1,8 +1,8 @@
 r"""Adversarial weight perturbation (AWP, SAM) on quadratic losses: what it does to curvature, noise and stability.
 
 The step takes the gradient at weights moved uphill, on the same minibatch and the same attacked inputs: by
-:math:`\rho g` (the rule `sam`) or by :math:`\rho g/|g|`, the normalised form of SAM (AWP further scales rho by the norm of
-each layer's weights, which hardly changes near an optimum away from 0). On a quadratic the first is linear,
+:math:`\rho g` (the rule `sam`) or by :math:`\rho g/|g|`, the normalised form of SAM (AWP further scales rho by the norm
+of each layer's weights, which hardly changes near an optimum away from 0). On a quadratic the first is linear,
 
 .. math:: w^+ = w - \eta\,(I + \rho H_B)\,g_B(w),
 
