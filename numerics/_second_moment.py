@@ -119,14 +119,17 @@ class Triangle:
 
 
 def rotated_map(problem: Problem, noise: GradientNoise, which: NDArray[np.intp]) -> Operator:
-    """What a spread in the eigenbasis (of some directions) adds to the noise there."""
-    directions = problem.directions
+    """What a spread in the eigenbasis (of some directions) adds to the noise there.
+
+    NumPy's products only: it and SciPy may each have a pool of threads, which in quick alternation wait for each other.
+    """
+    basis = problem.directions.basis
+    columns = np.eye(problem.directions.eigenvalues.size)[:, which] if basis is None else basis[:, which]
 
     def full(spread: Array) -> Array:
-        inner = np.zeros((directions.eigenvalues.size,) * 2)
-        inner[np.ix_(which, which)] = spread
-        added = noise.multiplicative(problem.leave(directions.rotate_back(inner)))
-        return np.asarray(directions.rotate(problem.to_plain(added))[np.ix_(which, which)])
+        added = noise.multiplicative(problem.leave(columns @ spread @ columns.T))
+        rotated = columns.T @ problem.to_plain(added) @ columns
+        return np.asarray(0.5 * (rotated + rotated.T))
 
     return full
 
