@@ -96,7 +96,7 @@ def test_a_wrong_law_is_rejected_by_the_run(monkeypatch):
 
 
 def test_a_rule_beyond_mean_square_stability_is_refused_in_its_row():
-    (case,) = cases("sgdw/diabetes/minibatch")
+    (case,) = cases("sgd/dropout/minibatch")
     case = dataclasses.replace(case, optimizer=case.optimizer.replace(lr=3 * case.optimizer.values["lr"]))
     row = minibatch_checks.run_minibatch_row(case)
     assert row.refusal.startswith("MeanSquareUnstableError")

@@ -71,23 +71,22 @@ EVERY_RULE = (SGD, HEAVY_BALL, NESTEROV, POLYAK, QHM, AVERAGED)
 _ASKED: tuple[tuple[MinibatchQuestion, str, tuple[Setup, ...], tuple[Setup, ...]], ...] = (
     ("minibatch", "gaussian", (SGD, HEAVY_BALL), ()),
     ("minibatch", "examples", (*EVERY_RULE, SGDW, SAM), (SGD, NESTEROV)),
-    ("minibatch", "diabetes", (SGDW,), (HEAVY_BALL,)),
+    ("minibatch", "diabetes", (), (HEAVY_BALL,)),
     ("minibatch", "dropout", (SGD,), ()),
     ("minibatch", "input-noise", (), (HEAVY_BALL,)),
     ("minibatch", "langevin", (), (DECAYED,)),
     ("start", "examples", (SGD,), ()),
     ("start", "diabetes", (SGD,), (HEAVY_BALL,)),
-    ("start", "digits", (), (SGD,)),
     ("epochs", "shared", (HEAVY_BALL,), (SGD,)),
     ("epochs", "examples", (NESTEROV,), (SGD,)),
 )
 #: The same, with many only.
 _ASKED_BESIDES: tuple[tuple[MinibatchQuestion, str, tuple[Setup, ...], tuple[Setup, ...]], ...] = (
     ("minibatch", "gaussian", (NESTEROV, POLYAK, QHM, AVERAGED, DECAYED, HEAVY_TAILED), (HEAVY_BALL,)),
-    ("minibatch", "diabetes", (SGD,), (NESTEROV,)),
+    ("minibatch", "diabetes", (SGD, SGDW), (NESTEROV,)),
     ("minibatch", "dropout", (), (HEAVY_BALL,)),
     ("minibatch", "label-noise", (), (HEAVY_BALL,)),
-    ("start", "digits", (HEAVY_BALL,), (HEAVY_BALL,)),
+    ("start", "digits", (HEAVY_BALL,), (SGD, HEAVY_BALL)),
     ("adaptive", "gaussian", (), (ADAM, RMSPROP)),
 )
 
