@@ -1,7 +1,8 @@
 r"""The law of the weights through a schedule: mean, covariance and excess risk at the times asked for.
 
 Every phase of a schedule is a number of equal steps, and steps that are equal are doubled, not made one by one: a phase
-of :math:`10^9` steps costs what a phase of ten does.  Between the phases nothing is rounded.  Started from covariance
+of :math:`10^9` steps costs what a phase of ten does.  Between the phases nothing is rounded.  (Noise that depends on
+the weights is the exception: there steps are made one by one, see ``_noisy_run``.)  Started from covariance
 :math:`\Sigma_0` and mean :math:`m_0` of the weights, the mean loss above the minimum at time t is
 
 .. math:: \tfrac12 \big( \operatorname{tr}(H \Sigma_t) + (m_t - w^*)^\top H (m_t - w^*) \big) .
