@@ -232,6 +232,19 @@ class LeastSquares:
         gram = self.X.T @ self.X / self.num_examples
         return _frozen(0.5 * (gram + gram.T) + self.l2 * np.eye(self.dim))
 
+    def _hessian_factor(self) -> tuple[Array, float]:
+        """A factor A of shape (N, d) and a shift, with ``hessian = A.T @ A + shift I``."""
+        return self.X / np.sqrt(self.num_examples), self.l2
+
+    def _noise_factor(self, w: Array, rows: Array) -> Array:
+        """A factor G with ``G.T @ G`` the covariance, with divisor N, of the per-example gradients at w.
+
+        ``rows`` is the factor of the Hessian in any basis, and G is in that basis: gradients are multiples of the
+        examples' rows, up to the weight decay, which is the same for all.
+        """
+        scaled = (self.X @ w - self.y)[:, None] * rows
+        return np.asarray(scaled - scaled.mean(axis=0))
+
     @cached_property
     def optimum(self) -> Array:
         """The minimiser, shape (d,); where there are many, the one of least norm.

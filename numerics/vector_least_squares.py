@@ -148,6 +148,16 @@ class VectorLeastSquares:
         gram = self._rows.T @ self._rows / self.num_examples
         return _frozen(0.5 * (gram + gram.T))
 
+    def _hessian_factor(self) -> tuple[Array, float]:
+        """A factor A of shape (N K, d) and a shift, with ``hessian = A.T @ A + shift I``."""
+        return self._rows / np.sqrt(self.num_examples), self.l2
+
+    def _noise_factor(self, w: Array, rows: Array) -> Array:
+        """A factor of the covariance of the per-example gradients: see `LeastSquares`."""
+        residual = self._rows @ w - self.y.ravel()
+        scaled = (residual[:, None] * rows).reshape(*self.y.shape, -1).sum(axis=1)
+        return np.asarray(scaled - scaled.mean(axis=0))
+
     @cached_property
     def optimum(self) -> Array:
         """The minimiser, shape (d,); where there are many, the one of least norm (see `LeastSquares.optimum`)."""
