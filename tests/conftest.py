@@ -18,6 +18,12 @@ hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, d
 hypothesis.settings.load_profile("fixed")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Long tests first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: not (item.get_closest_marker("early") or item.path.suffix == ".ipynb"))
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout."""

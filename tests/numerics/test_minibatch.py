@@ -312,10 +312,12 @@ class TestAdditiveError:
         exact = stationary_covariance(sgd(lr=0.125), problem.hessian, MinibatchNoise(problem, 2, False))
         additive = stationary_covariance(sgd(lr=0.125), problem.hessian, problem.noise(2, False))
         gap = np.linalg.norm(additive.value - exact.value) / np.linalg.norm(exact.value)
-        assert additive.additive_error == exact.additive_error == pytest.approx(gap, rel=1e-12)
-        quadratic = problem.quadratic(2, False)
-        assert stationary_covariance(sgd(lr=0.125), quadratic.hessian, quadratic.noise).additive_error == gap
         assert 0.01 < gap < 1
+        quadratic = problem.quadratic(2, False)
+        frozen = stationary_covariance(sgd(lr=0.125), quadratic.hessian, quadratic.noise)
+        # Both laws are good to some 20 eps each; their difference loses what cancels in it.
+        rounding = pytest.approx(gap, rel=100 * EPS / gap)
+        assert [law.additive_error for law in (additive, exact, frozen)] == [rounding] * 3
 
     def test_what_is_computed_from_it_does_not(self):
         X, y = data()
