@@ -24,7 +24,7 @@ from ._evolution import Steps, still
 from ._extended import Extended
 from ._problem import Problem
 from ._run import Bound, Parts, Run
-from ._second_moment import Triangle, gradient_point, rotated_map
+from ._second_moment import Triangle, rotated_map
 from ._step_family import StepFamily
 from .noise import GradientNoise
 
@@ -50,8 +50,8 @@ class NoisyRun(Run):
         target = problem.directions.rotate(noise.optimum)
         super().__init__(bound, StepFamily((o for o, _ in bound), h, rest), h, still(m, n), mean, target)
         self._problem, self._noise = problem, noise
-        self._point = np.array(gradient_point(bound[0][0]))
-        self._centre = float(self._point @ [float(r) for r in rest]) * noise.optimum
+        self._rest = np.array([float(r) for r in rest])
+        self._point = self._family.gradient_point(bound[0][0])
         self._left = np.zeros((m, m, n, n)) if law is None else np.array(law.hi)
         self._built = np.zeros((m, m, n, n))
         self._map = rotated_map(problem, noise, np.arange(n))
@@ -69,12 +69,13 @@ class NoisyRun(Run):
     def _advance(self, optimizer: Optimizer, count: int, where: str) -> None:
         self.optimizer = optimizer
         steps, push = self._family(optimizer)
+        self._point = self._family.gradient_point(optimizer)
         increment = _increment(steps)
         gain = steps.gain.hi[:, 0]
         delta = self.mean.hi[:, 0]
         drive = 0.0 if push is None or self._target is None else push.scaled(self._target).hi[:, 0]
         for _ in range(count):
-            noise = self._noise_at_mean(np.asarray(self._point @ delta))
+            noise = self._noise_at_mean(delta)
             with np.errstate(over="ignore", invalid="ignore"):
                 size = float(np.trace(self._left[0, 0] + self._built[0, 0]))
                 self._left = self._stepped(self._left, increment, gain, 0.0)
@@ -94,11 +95,13 @@ class NoisyRun(Run):
         out += (gain[:, None, :, None] * gain[None, :, None, :]) * added
         return np.asarray(0.5 * (out + out.transpose(1, 0, 3, 2)))
 
-    def _noise_at_mean(self, point: Array) -> Array:
-        """The noise at the mean, computed again only when the mean has moved."""
+    def _noise_at_mean(self, delta: Array) -> Array:
+        """The noise at the mean of the gradient's point, computed again only when that has moved."""
+        directions = self._problem.directions
+        centre = float(self._point @ self._rest) * self._noise.optimum
+        point = np.concatenate([centre, np.asarray(self._point @ delta)])
         if self._noise_at is None or not np.array_equal(self._noise_at[0], point):
-            directions = self._problem.directions
-            at = self._noise.covariance(self._centre + directions.rotate_back(point))
+            at = self._noise.covariance(centre + directions.rotate_back(point[centre.size :]))
             self._noise_at = point, directions.rotate(at)
         return self._noise_at[1]
 

@@ -21,8 +21,9 @@ triangles, so that no antisymmetric rounding can grow.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import TypeAlias
 
@@ -33,11 +34,12 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidRuleError, NonStationaryError
 from ..theory import Optimizer, recursion
-from ._kernel import pair_kernel, to_fraction
+from ._evolution import step_coefficients
+from ._kernel import pair_kernel
 from ._problem import Problem
 from .noise import GradientNoise
 
-__all__ = ["Feedback", "Triangle", "gradient_point", "perron_root", "rotated_map"]
+__all__ = ["Feedback", "Triangle", "gradient_point", "perron_root", "point_of_step", "rotated_map"]
 
 Array: TypeAlias = NDArray[np.float64]
 Operator: TypeAlias = Callable[[Array], Array]
@@ -58,21 +60,35 @@ def gradient_point(optimizer: Optimizer) -> tuple[float, ...]:
     InvalidRuleError
         If it takes more than one gradient from the same batch.
     """
-    step = recursion(optimizer)
-    layers, gains = step.increment_coefficients, step.noise_gain_coefficients
-    b = [to_fraction(c) for c in gains[0]]
-    lead = next((a for a, c in enumerate(b) if c), None)
-    once = len(layers) == 2 and not any(any(gain) for gain in gains[1:]) and lead is not None
-    if once and lead is not None:
-        linear = [[to_fraction(c) for c in row] for row in layers[1]]
-        q = [c / b[lead] for c in linear[lead]]
-        if all(linear[a][k] == b[a] * q[k] for a in range(len(b)) for k in range(len(b))):
-            return tuple(float(c) for c in q)
+    point = point_of_step(*step_coefficients(optimizer))
+    if point is not None:
+        return point
     raise InvalidRuleError(
         f"{optimizer!r} takes more than one gradient from the batch of a step, so its second moments involve higher "
         f"moments of the batch. Where the batches can be enumerated, one_gradient_form(optimizer, noise) gives the "
         f"plain SGD that it is on them."
     )
+
+
+def point_of_step(
+    increment: Sequence[Sequence[Fraction]], gain: Sequence[Sequence[Fraction]]
+) -> tuple[float, ...] | None:
+    r"""The same from a step's exact coefficients (`step_coefficients`); None where there is more than one gradient.
+
+    One gradient at :math:`q^\top z` means D = D_0 + h b q' with a b that does not depend on h.  Where b is 0 (a step of
+    learning rate 0) no gradient moves anything, and q is 0.
+    """
+    m = len(gain)
+    if any(any(entry[2:]) for entry in increment) or any(any(entry[1:]) for entry in gain):
+        return None
+    b = [entry[0] if entry else Fraction(0) for entry in gain]
+    slopes = [entry[1] if len(entry) > 1 else Fraction(0) for entry in increment]
+    linear = [slopes[a * m : (a + 1) * m] for a in range(m)]
+    lead = next((a for a, c in enumerate(b) if c), None)
+    q = [Fraction(0)] * m if lead is None else [c / b[lead] for c in linear[lead]]
+    if all(linear[a][k] == b[a] * q[k] for a in range(m) for k in range(m)):
+        return tuple(float(c) for c in q)
+    return None
 
 
 @dataclass(frozen=True)

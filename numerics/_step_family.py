@@ -20,6 +20,7 @@ from ._evolution import Steps, step_coefficients, steps_of
 from ._extended import Extended
 from ._initial import drive
 from ._kernel import to_fraction
+from ._second_moment import gradient_point, point_of_step
 
 __all__ = ["StepFamily"]
 
@@ -52,6 +53,11 @@ class StepFamily:
             push = None if self._rest is None else drive(*exact, self._rest, self._h)
             self._last = optimizer, steps_of(*exact, self._h), push
         return self._last[1:]
+
+    def gradient_point(self, optimizer: Optimizer) -> Array:
+        """The slots' weights in the point of the optimizer's one gradient, which may change with the phase."""
+        point = point_of_step(*self._coefficients(optimizer))
+        return np.array(gradient_point(optimizer) if point is None else point)  # which refuses, by name
 
     def _coefficients(self, optimizer: Optimizer) -> tuple[list[list[Fraction]], list[list[Fraction]]]:
         if self._increment is None:

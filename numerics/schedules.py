@@ -32,7 +32,8 @@ class Phase:
     steps : int
         At least 1.
     **values : number
-        Hyper-parameters by name; any other keeps the optimizer's value.
+        Hyper-parameters by name; any other keeps the optimizer's value.  Within their domains, but that ``lr`` may
+        be 0: then the weights stand still, as where a warm-up begins.
 
     Raises
     ------
@@ -283,11 +284,12 @@ def phase_name(index: int, start: int, end: int) -> str:
 
 
 def _rebound(optimizer: Optimizer, values: Mapping[str, float]) -> Optimizer:
-    """``optimizer.replace``, without its exact arithmetic for a float well inside its domain."""
-    bound = {**optimizer.values, **values}
-    known = {parameter.name: parameter.domain for parameter in optimizer.rule.hyperparameters}
+    """The optimizer of a phase, whose learning rate may be 0; a float well inside its domain needs no exact check."""
     for name, value in values.items():
-        domain = known.get(name)
-        if domain is None or not isinstance(value, float) or not float(domain.inf) < value < float(domain.sup):
-            return optimizer.replace(**values)
+        parameter = optimizer.rule[name]
+        inside = isinstance(value, float) and float(parameter.domain.inf) < value < float(parameter.domain.sup)
+        if not inside:
+            parameter.exact(value, domain=parameter.step_domain)
+    bound = {**optimizer.values, **values}
+    known = (parameter.name for parameter in optimizer.rule.hyperparameters)
     return Optimizer(optimizer.rule, tuple((name, bound[name]) for name in known if name in bound))

@@ -22,7 +22,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import InvalidProblemError, UnstableError
+from ..errors import InvalidProblemError, NonStationaryError, UnstableError
 from ..theory import Optimizer, recursion
 from ._arrays import whole_number
 from ._directions import Directions, check_flat_noise
@@ -293,6 +293,12 @@ def periodic_covariance(
     if kept.any():
         flat = np.flatnonzero(kept)
         curved = directions.eigenvalues[flat][directions.eigenvalues[flat] > 0]
+        if curved.size and not any(optimizer.values.get("lr", 1) for optimizer, _ in bound):
+            raise NonStationaryError(
+                f"every phase of {schedule!r} has lr=0: nothing moves the weights, so their start is never forgotten. "
+                f"For a finite number of steps use trajectory.",
+                modes=tuple(float(x) for x in curved),
+            )
         if curved.size:
             raise UnstableError(None, float(curved.max()), None)
         check_flat_noise(replace(directions, flat=flat), problem.rotated_noise, problem.noise_level)

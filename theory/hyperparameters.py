@@ -88,24 +88,30 @@ class Hyperparameter:
         """The letter papers use for it, where there is one."""
         return _GREEK.get(self.name, rf"\mathrm{{{self.name.replace('_', chr(92) + '_')}}}")
 
-    def exact(self, value: object) -> sp.Rational:
-        """Return ``value`` as an exact rational inside the domain.
+    @property
+    def step_domain(self) -> sp.Interval:
+        """The values in a single step of a schedule: there a learning rate may be 0, as where a warm-up begins."""
+        if self.name == "lr" and self.domain.inf == 0:
+            return sp.Interval(0, self.domain.sup, False, self.domain.right_open)
+        return self.domain
+
+    def exact(self, value: object, *, domain: sp.Interval | None = None) -> sp.Rational:
+        """Return ``value`` as an exact rational inside the domain (inside another, where one is given).
 
         Raises
         ------
         HyperparameterError
             If ``value`` is no finite real number, or lies outside the domain.
         """
+        domain = self.domain if domain is None else domain
         rational = _exact_rational(value)
         if rational is None:
             raise HyperparameterError(
-                f"{self.name}={value!r} is not a finite real number; it must lie in {_interval(self.domain)}.",
+                f"{self.name}={value!r} is not a finite real number; it must lie in {_interval(domain)}.",
                 name=self.name,
             )
-        if rational not in self.domain:
-            raise HyperparameterError(
-                f"{self.name}={value} is outside its domain {_interval(self.domain)}.", name=self.name
-            )
+        if rational not in domain:
+            raise HyperparameterError(f"{self.name}={value} is outside its domain {_interval(domain)}.", name=self.name)
         return rational
 
 

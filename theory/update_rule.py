@@ -109,14 +109,22 @@ class Optimizer:
     @property
     def exact(self) -> Mapping[str, sp.Expr]:
         """Every hyper-parameter as theory sees it: an exact rational, or a symbol while unbound."""
-        values = self.values
+        values, parameters = self.values, self.rule.hyperparameters
+        # Binding has held the values to their domains; those of a step of a schedule (learning rate 0) pass here too.
         return MappingProxyType(
-            {p.name: p.exact(values[p.name]) if p.name in values else p.symbol for p in self.rule.hyperparameters}
+            {
+                p.name: p.exact(values[p.name], domain=p.step_domain) if p.name in values else p.symbol
+                for p in parameters
+            }
         )
 
     def replace(self, **values: Number) -> Optimizer:
         """Return the optimizer with other values for the named hyper-parameters."""
-        return Optimizer(self.rule, _bound(self.rule, {**self.values, **values}, defaults=False))
+        for name, value in values.items():
+            self.rule[name].exact(value)
+        merged = {**self.values, **values}
+        names = [p.name for p in self.rule.hyperparameters if p.name in merged]
+        return Optimizer(self.rule, tuple((name, merged[name]) for name in names))
 
     def free(self, *names: str) -> Optimizer:
         """Return the optimizer with the named hyper-parameters unbound (all of them without names)."""
@@ -232,15 +240,13 @@ def _hyperparameters(
     return tuple(made)
 
 
-def _bound(
-    rule: UpdateRule, values: Mapping[str, Number], *, defaults: bool = True
-) -> tuple[tuple[str, Number], ...]:
+def _bound(rule: UpdateRule, values: Mapping[str, Number]) -> tuple[tuple[str, Number], ...]:
     for name, value in values.items():
         rule[name].exact(value)
     pairs = []
     for parameter in rule.hyperparameters:
         if parameter.name in values:
             pairs.append((parameter.name, values[parameter.name]))
-        elif defaults and parameter.default is not None:
+        elif parameter.default is not None:
             pairs.append((parameter.name, parameter.default))
     return tuple(pairs)

@@ -117,6 +117,40 @@ def test_a_transient_far_from_the_optimum_is_that_of_every_batch_listed(optimize
     assert np.max(np.abs(run.mean[-1] - mean[:d])) <= 1e3 * EPS * np.max(np.abs(weights))
 
 
+@update_rule(slots=("w", "v"))
+def look_ahead(state, grad, *, lr, momentum, ahead):
+    """The gradient's point depends on a hyper-parameter, and so on the phase."""
+    w, v = state
+    v = momentum * v + grad(w - ahead * v)
+    return w - lr * v, v
+
+
+@pytest.mark.parametrize(
+    "phases",
+    [
+        [Phase(2, lr=0.125, ahead=0.0), Phase(3, lr=0.25, ahead=0.5)],
+        [Phase(1, lr=0.0, ahead=0.25), Phase(2, lr=0.25, ahead=0.5), Phase(1, lr=0, ahead=0.0), Phase(2, lr=0.125)],
+    ],
+    ids=["another point", "learning rates of 0"],
+)
+@pytest.mark.parametrize("rule", [look_ahead(momentum=0.5, ahead=0.125), sgd()], ids=["look_ahead", "sgd"])
+def test_every_phase_takes_its_gradient_at_its_own_point(rule, phases):
+    X, y = data(seed=1)
+    noise = MinibatchNoise(LeastSquares(X, y), 2, replacement=False)
+    if rule.rule is sgd:
+        phases = [Phase(phase.steps, lr=phase.values["lr"]) for phase in phases]
+    schedule = Schedule(phases)
+    slots, weights = len(rule.rule.slots), np.array([3.0, -2.0])
+    state = np.concatenate([weights, np.zeros(2 * (slots - 1))])
+    mean, exact = fractions(state), fractions(np.zeros((2 * slots, 2 * slots)))
+    for optimizer, steps in schedule.bind(rule):
+        mean, exact = EveryBatch.of(optimizer, *examples_of(X, y), 2, False).after(steps, mean, exact)
+    run = trajectory(rule, schedule, noise.hessian, noise, mean=weights)
+    exact = exact.astype(float)
+    assert np.max(np.abs(run.final.joint() - exact)) <= 1e3 * EPS * np.max(np.abs(exact))
+    assert np.max(np.abs(run.mean[-1] - mean[:2].astype(float))) <= 1e3 * EPS * np.max(np.abs(weights))
+
+
 def test_the_cross_term_of_a_moving_mean_is_not_negligible():
     """A transient that drops it is wrong by more than a tenth, so the test above would see it."""
     X, y = data(seed=1)

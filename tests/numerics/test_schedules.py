@@ -5,7 +5,7 @@ import pytest
 
 from sgdcov.errors import HyperparameterError, InvalidProblemError
 from sgdcov.numerics import Phase, Schedule
-from sgdcov.theory import heavy_ball, sgd
+from sgdcov.theory import heavy_ball
 
 EPS = np.finfo(float).eps
 
@@ -75,7 +75,6 @@ def test_bound_to_an_optimizer():
     ("phase", "name", "message"),
     [
         (Phase(5, lr=-1.0), "lr", r"phase 1 \(steps 3 to 8\): lr=-1.0 is outside its domain"),
-        (Phase(5, lr=0.0), "lr", r"phase 1 \(steps 3 to 8\): lr=0.0 is outside"),
         (Phase(5, momentum=1.0), "momentum", r"phase 1 \(steps 3 to 8\): momentum=1.0 is outside"),
         (Phase(5, lr=float("nan")), "lr", "phase 1 .* finite real number"),
         (Phase(5, rate=0.1), "rate", "phase 1 "),
@@ -88,9 +87,15 @@ def test_a_phase_outside_the_domain_is_named(phase, name, message):
     assert caught.value.name == name
 
 
-def test_a_decay_to_nothing_is_refused_where_it_gets_there():
-    with pytest.raises(HyperparameterError, match=r"phase 2 \(steps 2 to 3\): lr=0.0"):
-        Schedule.from_learning_rates([1.0, 0.5, 0.0]).bind(sgd())
+@pytest.mark.parametrize("zero", [0, 0.0, -0.0, np.float64(0)])
+def test_a_learning_rate_may_be_zero_in_a_phase_but_not_of_an_optimizer(zero):
+    """As where a warm-up begins and a cosine ends; a rule that stands still has no stationary law."""
+    bound = Schedule([Phase(3, lr=0.1), Phase(2, lr=zero)]).bind(heavy_ball(momentum=0.5))
+    assert [(optimizer.values["lr"], count) for optimizer, count in bound] == [(0.1, 3), (0, 2)]
+    assert bound[1][0].replace(momentum=0.25).values == {**bound[1][0].values, "momentum": 0.25}
+    for refused in (lambda: heavy_ball(lr=zero), lambda: bound[0][0].replace(lr=zero)):
+        with pytest.raises(HyperparameterError, match=r"lr=-?0(\.0)? is outside its domain \(0, inf\)"):
+            refused()
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ OPTIMIZERS = (
 over_optimizers = pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
 ROUNDING = 1e3 * EPS
 MANY = Schedule.cosine(9, lr=0.3)  # more learning rates than are traced one by one
+WARM = Schedule.from_learning_rates([0.0, 0.0, *np.linspace(0.05, 0.3, 6), 0.0])
 FEW = Schedule([Phase(2, lr=0.2), Phase(3, lr=0.05), Phase(1, lr=0.1)])
 
 
@@ -81,7 +82,7 @@ def close(a, b):
 
 
 @over_optimizers
-@pytest.mark.parametrize("schedule", [FEW, MANY], ids=["few", "many"])
+@pytest.mark.parametrize("schedule", [FEW, MANY, WARM], ids=["few", "many", "from 0 to 0"])
 def test_it_is_the_recursion_step_by_step(optimizer, schedule):
     hessian, noise, w = problem()
     rng = np.random.default_rng(1)
@@ -120,6 +121,16 @@ def test_one_phase_is_a_transient():
         mean = transient_mean(optimizer, hessian, k, start=np.ones(4))
         assert np.linalg.norm(result.mean[index] - mean) <= ROUNDING
     assert result.final.steps == 10**6
+
+
+def test_a_period_in_which_nothing_moves_has_no_law():
+    for optimizer in OPTIMIZERS:
+        still = Schedule([Phase(2, lr=0), Phase(3, lr=0.0)])
+        with pytest.raises(NonStationaryError, match="lr=0: nothing moves the weights"):
+            periodic_covariance(optimizer, still, np.diag([1.0, 0.1]), np.eye(2))
+        half = still + Schedule.constant(5, lr=0.1)
+        law = periodic_covariance(optimizer, half, np.diag([1.0, 0.1]), np.eye(2), record=[0, half.steps])
+        assert close(law.covariance[0], law.covariance[1])
 
 
 def test_phases_without_end_cost_nothing_and_settle():
