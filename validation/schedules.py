@@ -1,7 +1,8 @@
-r"""Read the learning rates that a real ``torch.optim.lr_scheduler`` produces, as a schedule that is plain data.
+r"""Read the hyper-parameters that a real ``torch.optim.lr_scheduler`` sets, as a schedule that is plain data.
 
-A scheduler is only defined by what it does to the parameter groups of its optimizer. So it is stepped, the learning
-rate (and the momentum, where it is cycled along) is noted before each step, and everything is put back.
+A scheduler is only defined by what it does to the parameter groups of its optimizer. So it is stepped, the settings are
+noted before each step, and everything is put back. A setting beside the learning rate is part of the schedule if the
+scheduler has its hand on it: if it changes on the way, or if making the scheduler has already replaced it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -26,6 +27,10 @@ __all__ = ["SchedulerFactory", "schedule_from_torch", "scheduler_of"]
 
 #: Makes a scheduler for an optimizer, as ``lambda optim: StepLR(optim, step_size=30)`` does.
 SchedulerFactory: TypeAlias = Callable[[torch.optim.Optimizer], LRScheduler]
+_Settings: TypeAlias = dict[str, float]
+
+#: What a scheduler may set, the learning rate first.
+SETTINGS = ("lr", "momentum", "dampening", "weight_decay")
 
 
 def schedule_from_torch(
@@ -46,8 +51,9 @@ def schedule_from_torch(
     Returns
     -------
     Schedule
-        One phase for each stretch of equal learning rates. Momentum is part of it if the scheduler changes it (as
-        ``OneCycleLR`` and ``CyclicLR`` do).
+        One phase for each stretch of equal settings. Momentum (and weight decay, and dampening) are part of it if the
+        scheduler sets them, be it to a constant: ``OneCycleLR`` and ``CyclicLR`` replace the optimizer's momentum by
+        their own as they are made.
 
     Raises
     ------
@@ -71,6 +77,7 @@ def schedule_from_torch(
     Schedule([Phase(30, lr=0.5), Phase(30, lr=0.25), Phase(20, lr=0.125)])
     """
     check_count("steps", steps, 1)
+    before: _Settings | None = None
     if isinstance(scheduler, LRScheduler):
         if optimizer is not None:
             raise InvalidProblemError(
@@ -79,19 +86,30 @@ def schedule_from_torch(
             )
         made = scheduler
     else:
-        made = scheduler_of(scheduler, _torch_optimizer(optimizer))
+        optim = _torch_optimizer(optimizer)
+        before = _settings_of(optim.param_groups[0])
+        made = scheduler_of(scheduler, optim)
     if isinstance(made, ReduceLROnPlateau):
         raise InvalidRuleError("ReduceLROnPlateau follows the loss that it is shown, so it has no schedule of its own.")
     with _put_back(made), warnings.catch_warnings():
         # Nothing is stepped but the scheduler, which PyTorch would remark on.
         warnings.simplefilter("ignore")
         read = list(_settings(made, int(steps)))
-    changes_momentum = len({momentum for _, momentum in read}) > 1
+    names = ["lr", *(name for name in SETTINGS[1:] if _is_set(name, read, before, made))]
     phases = []
-    for (lr, momentum), stretch in itertools.groupby(read):
-        values = {"lr": lr, "momentum": momentum} if changes_momentum else {"lr": lr}
+    for values, stretch in itertools.groupby({name: settings[name] for name in names} for settings in read):
         phases.append(Phase(sum(1 for _ in stretch), **values))
     return Schedule(phases)
+
+
+def _is_set(name: str, read: list[_Settings], before: _Settings | None, made: LRScheduler) -> bool:
+    """Whether the scheduler has its hand on a setting."""
+    values = {settings[name] for settings in read}
+    if len(values) > 1 or (before is not None and values != {before[name]}):
+        return True
+    # One that exists has replaced the optimizer's momentum already, and tells so; parts of another one tell it too.
+    parts = [made, *getattr(made, "_schedulers", ())]
+    return name == "momentum" and any(getattr(part, "cycle_momentum", False) for part in parts)
 
 
 def scheduler_of(factory: SchedulerFactory, optim: torch.optim.Optimizer) -> LRScheduler:
@@ -123,8 +141,8 @@ def _torch_optimizer(optimizer: Optimizer | None) -> torch.optim.Optimizer:
     return torch.optim.SGD([parameter], lr=float(optimizer.values["lr"]), momentum=momentum)
 
 
-def _settings(scheduler: LRScheduler, steps: int) -> Iterator[tuple[float, float]]:
-    """Learning rate and momentum of each of the coming optimizer steps."""
+def _settings(scheduler: LRScheduler, steps: int) -> Iterator[_Settings]:
+    """The settings of each of the coming optimizer steps."""
     for step in range(steps):
         if step:
             try:
@@ -133,15 +151,23 @@ def _settings(scheduler: LRScheduler, steps: int) -> Iterator[tuple[float, float
                 raise InvalidProblemError(
                     f"{type(scheduler).__name__} has no learning rate after {step} of {steps} steps: {error}"
                 ) from error
-        groups = scheduler.optimizer.param_groups
-        settings = [(float(group["lr"]), float(group.get("momentum", 0.0))) for group in groups]
-        for index, other in enumerate(settings[1:], start=1):
-            if other != settings[0]:
+        first, *others = [_settings_of(group) for group in scheduler.optimizer.param_groups]
+        for index, other in enumerate(others, start=1):
+            if other != first:
+                apart = [name for name in SETTINGS if other[name] != first[name]]
                 raise InvalidRuleError(
-                    f"parameter group {index} has (lr, momentum) = {other} but group 0 has {settings[0]} at step "
+                    f"parameter group {index} has {_text(other, apart)} but group 0 has {_text(first, apart)} at step "
                     f"{step}; one schedule has one value. Split the problem, one optimizer per group."
                 )
-        yield settings[0]
+        yield first
+
+
+def _settings_of(group: Mapping[str, Any]) -> _Settings:
+    return {name: float(group.get(name, 0.0)) for name in SETTINGS}
+
+
+def _text(settings: _Settings, names: Iterable[str]) -> str:
+    return ", ".join(f"{name}={settings[name]}" for name in names)
 
 
 @contextmanager

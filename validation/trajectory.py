@@ -218,9 +218,11 @@ def trajectory(
     plan = _plan(schedule, optimizer, records[-1])
     phases = plan.bind(optimizer)
     if engine == "torch.optim":
-        _refuse_momentum_that_vanishes(phases)
+        before = [] if factory is None else [(optimizer, 0)]  # what the scheduler finds, and may replace at once
+        _refuse_momentum_that_vanishes([*before, *phases], 1 - len(before))
+    # Rest and slots are the same in all phases; a learning rate of 0 has no law that a source could ask for.
     setup = set_up(
-        phases[0][0], problem, replicas=replicas, slots=slots, batch_size=batch_size, replacement=replacement,
+        _boldest(phases, len(phases)), problem, replicas=replicas, slots=slots, batch_size=batch_size, replacement=replacement,
         engine=engine, rng=rng, device=device,
     )  # fmt: skip
     begun = begin(setup, start, mean, progress=progress)
@@ -236,7 +238,7 @@ def trajectory(
         scheduler, starts = scheduler_of(factory, torch_run.optim), {}
         run: Run = torch_run
     else:
-        run = setup.new_run(setup.optimizer, begun.state)
+        run = setup.new_run(phases[0][0], begun.state)
 
     def change(done: int) -> None:
         if done in starts and done:
@@ -312,9 +314,9 @@ class _Summaries:
         self.found.append((trace, next(errors), float(np.mean(losses)), next(errors)))
 
 
-def _refuse_momentum_that_vanishes(phases: Sequence[tuple[Optimizer, int]]) -> None:
+def _refuse_momentum_that_vanishes(phases: Sequence[tuple[Optimizer, int]], first: int) -> None:
     momenta = [float(optimizer.values.get("momentum", 0.0)) for optimizer, _ in phases]
-    for index, (before, now) in enumerate(itertools.pairwise(momenta), start=1):
+    for index, (before, now) in enumerate(itertools.pairwise(momenta), start=first):
         if (before == 0.0) != (now == 0.0):
             raise HyperparameterError(
                 f"phase {index}: momentum goes from {before:.6g} to {now:.6g}, and torch.optim.SGD leaves its buffer "

@@ -25,6 +25,15 @@ SCHEDULERS = {
     "multiplicative": lambda optim: lr_scheduler.MultiplicativeLR(optim, lambda step: 0.95),
     "cyclic": lambda optim: lr_scheduler.CyclicLR(optim, 0.01, 0.2, step_size_up=3, cycle_momentum=False),
     "cyclic momentum": lambda optim: lr_scheduler.CyclicLR(optim, 0.01, 0.2, step_size_up=3),
+    "cyclic, one momentum": lambda optim: lr_scheduler.CyclicLR(
+        optim, 0.01, 0.2, step_size_up=3, base_momentum=0.8, max_momentum=0.8
+    ),
+    "one cycle, one momentum": lambda optim: lr_scheduler.OneCycleLR(
+        optim, max_lr=0.3, total_steps=40, base_momentum=0.95, max_momentum=0.95
+    ),
+    "warm-up from 0": lambda optim: lr_scheduler.LambdaLR(optim, lambda step: min(1.0, step / 5)),
+    "cosine past its end": lambda optim: lr_scheduler.CosineAnnealingLR(optim, T_max=10),
+    "linear to 0": lambda optim: lr_scheduler.LinearLR(optim, 1.0, 0.0, total_iters=10),
     "one cycle": lambda optim: lr_scheduler.OneCycleLR(optim, max_lr=0.3, total_steps=40),
     "sequential": lambda optim: lr_scheduler.SequentialLR(
         optim, [lr_scheduler.LinearLR(optim, total_iters=5), lr_scheduler.CosineAnnealingLR(optim, 20)], [5]
@@ -98,6 +107,24 @@ def test_equal_steps_make_one_phase_and_momentum_is_named_only_where_it_changes(
     cycled = schedule_from_torch(SCHEDULERS["cyclic momentum"], 6, optimizer=BEFORE)
     assert [set(phase.values) for phase in cycled.phases] == [{"lr", "momentum"}] * 6
     assert min(phase.values["momentum"] for phase in cycled.phases) == pytest.approx(0.8)
+
+
+def test_whatever_a_scheduler_sets_is_part_of_the_schedule():
+    def decaying(optim):
+        """Learning rate and weight decay together, as schedulers of other packages have it."""
+
+        class Both(lr_scheduler.ExponentialLR):
+            def step(self, epoch=None):
+                super().step(epoch)
+                for group in self.optimizer.param_groups:
+                    group["weight_decay"] = 0.5 * group["lr"]
+
+        return Both(optim, gamma=0.5)
+
+    read = schedule_from_torch(decaying, 2, optimizer=heavy_ball(lr=0.5, momentum=0.9))
+    assert read == Schedule([Phase(1, lr=0.5, weight_decay=0.25), Phase(1, lr=0.25, weight_decay=0.125)])
+    for name in ("step", "cosine", "cyclic"):
+        assert {*schedule_from_torch(SCHEDULERS[name], 9, optimizer=BEFORE).phases[0].values} == {"lr"}
 
 
 @pytest.mark.parametrize(
