@@ -7,6 +7,11 @@ Both look for the inputs z that maximise the loss of each example over
 The projection on that set is exact. For p = 2 it is :math:`x + \operatorname{clip}(t\delta)` with the one t at which
 the norm is :math:`\varepsilon`, found among sorted breakpoints; so is the maximum of a linear function, which `fgsm`
 takes: on a linear model it is the exact worst case.
+
+Where the gradient at an input is exactly 0 (a squared loss whose residual is 0) it names no direction, although the
+worst case is at the boundary. Then the gradients at other points of the ball do, and their maxima in turn. For a loss
+that is convex in the input, :math:`\ell(z') \ge \ell(z) + \nabla\ell(z)^\top (z' - z)`: a step to the maximum of the
+linearised loss never loses, from wherever it is taken.
 """
 
 from __future__ import annotations
@@ -22,6 +27,8 @@ from ._functional import Loss, per_example_loss, refuse_random_modules
 __all__ = ["fgsm", "pgd"]
 
 Domain = tuple[float | torch.Tensor, float | torch.Tensor] | None
+#: Points of the ball that are tried where the gradient at an input is 0, and gradients taken from each on.
+PROBES, PROBE_STEPS = 3, 3
 Model = torch.nn.Module | Callable[[torch.Tensor], torch.Tensor]  # anything that maps inputs to outputs
 
 
@@ -56,7 +63,8 @@ def fgsm(
     Returns
     -------
     torch.Tensor, like x
-        For ``norm=inf`` and no domain, Goodfellow's ``x + radius*sign(gradient)``.
+        For ``norm=inf`` and no domain, Goodfellow's ``x + radius*sign(gradient)``. Where the gradient is exactly 0,
+        the worst of what the gradients at other points of the ball lead to.
 
     Raises
     ------
@@ -79,8 +87,9 @@ def fgsm(
     """
     region = _Region.of(x, radius, norm, domain)
     objective = _Objective(model, y, loss)
-    _, gradient = objective(x.detach())
-    return region.inside(region.steepest(gradient))
+    value, gradient = objective(region.x)
+    delta = region.steepest(gradient)
+    return region.inside(_escaped(region, objective, delta, value, gradient))
 
 
 def pgd(
@@ -132,7 +141,8 @@ def pgd(
     Returns
     -------
     torch.Tensor, like x
-        For each example the point of largest loss among all iterates, ``x`` itself and what `fgsm` finds.
+        For each example the point of largest loss among all iterates, ``x`` itself, what `fgsm` finds and the point
+        opposite to that, which is the worst one of a squared loss where the domain cuts the other side short.
 
     Raises
     ------
@@ -171,10 +181,11 @@ def pgd(
         highest = torch.where(better, value, highest)
         worst = torch.where(better.view(-1, *[1] * (x.dim() - 1)), z, worst)
 
-    at_once = region.inside(region.steepest(slope))
-    keep(at_once, objective.value(at_once))
+    origin = _escaped(region, objective, torch.zeros_like(region.x), highest, slope)
+    for at_once in (region.inside(region.steepest(side * slope)) for side in (1.0, -1.0)):
+        keep(at_once, objective.value(at_once))
     for restart in range(restarts):
-        delta = torch.zeros_like(region.x)
+        delta = origin
         if generator is not None and (random_start or restart):
             delta = region.project(region.random(generator))
         for _ in range(steps):
@@ -185,6 +196,41 @@ def pgd(
         z = region.inside(delta)
         keep(z, objective.value(z))
     return worst
+
+
+def _escaped(
+    region: _Region, objective: _Objective, delta: torch.Tensor, value: torch.Tensor, gradient: torch.Tensor
+) -> torch.Tensor:
+    """``delta``, but for examples whose gradient is exactly 0: there the worst of what other points of the ball show.
+
+    ``value`` and ``gradient`` are those of the examples as they are; nothing is drawn from a global generator.
+    """
+    flat = (gradient == 0).flatten(1).all(dim=1)
+    if not bool(flat.any()) or region.radius == 0.0:
+        return delta
+    stuck = flat.view(-1, *[1] * (gradient.dim() - 1))
+    generator = torch.Generator(device=region.x.device).manual_seed(0)
+    best, highest = torch.zeros_like(delta), value
+
+    def keep(tried: torch.Tensor, found: torch.Tensor) -> None:
+        nonlocal best, highest
+        better = found > highest
+        best, highest = torch.where(better.view(stuck.shape), tried, best), torch.where(better, found, highest)
+
+    def at(tried: torch.Tensor) -> torch.Tensor:
+        return region.inside(torch.where(stuck, tried, 0.0))
+
+    for _ in range(PROBES):
+        tried = region.project(region.random(generator))
+        for _ in range(PROBE_STEPS):
+            found, uphill = objective(at(tried))
+            keep(tried, found)
+            # Both ends: within a domain they are not equally far away.
+            ends = [region.steepest(side * uphill) for side in (1.0, -1.0)]
+            losses = [objective.value(at(end)) for end in ends]
+            tried = torch.where((losses[0] >= losses[1]).view(stuck.shape), *ends)
+            keep(tried, torch.maximum(*losses))
+    return torch.where(stuck, best, delta)
 
 
 class _Objective:

@@ -77,6 +77,33 @@ def test_the_euclidean_maximum_within_a_domain_is_the_convex_program_s(attack):
         np.testing.assert_allclose(found, own @ w.numpy()[:, 0] - best.fun, atol=1e-6)  # SLSQP's own accuracy
 
 
+@pytest.mark.parametrize("norm", [2, np.inf])
+@pytest.mark.parametrize("attack", ATTACKS, ids=["fgsm", "pgd"])
+def test_the_worst_case_of_a_residual_of_zero_is_at_the_boundary(attack, norm):
+    """(|r| + radius |w|_q)^2 / 2 at r = 0, where the gradient at the input names no direction."""
+    w = torch.tensor([[1.0], [-2.0], [0.5]], dtype=torch.float64)
+    x = torch.tensor([[0.5, 0.25, 0.125], [0.25, 0.5, 0.25]], dtype=torch.float64)
+    y = torch.tensor([0.0625, -0.625], dtype=torch.float64)  # dyadic: residuals are exactly 0
+    exact = 0.5 * (0.1 * float(w.flatten().norm(p=DUAL[norm]))) ** 2
+    attacked = attack(lambda z: z @ w, x, y, 0.1, loss="squared", norm=norm)
+    np.testing.assert_allclose(0.5 * ((attacked @ w).squeeze(1) - y).square().numpy(), exact, rtol=1e-12)
+    # One of two residuals: the other example is attacked as ever.
+    mixed = attack(lambda z: z @ w, x, y + torch.tensor([0.0, 1.0]), 0.1, loss="squared", norm=norm)
+    one = fgsm(lambda z: z @ w, x[1:], y[1:] + 1.0, 0.1, loss="squared", norm=norm)
+    torch.testing.assert_close(mixed[1:], one)
+    assert torch.equal(attack(lambda z: 0.0 * z @ w, x, 0.0 * y, 0.1, loss="squared", norm=norm), x)
+    assert torch.equal(attack(lambda z: z @ w, x, y, 0.0, loss="squared", norm=norm), x)
+
+
+def test_the_worst_case_may_lie_against_the_gradient_where_the_domain_ends():
+    """One input at the lower end of its domain: the residual shrinks first, and is largest at the other side."""
+    x, y = torch.tensor([[0.0]], dtype=torch.float64), torch.tensor([0.01], dtype=torch.float64)
+    for targets in (y, 0.0 * y):
+        attacked = pgd(lambda z: z, x, targets, 0.1, loss="squared", domain=(0.0, 1.0))
+        assert attacked.item() == pytest.approx(0.1)
+    assert fgsm(lambda z: z, x, 0.0 * y, 0.1, loss="squared", domain=(0.0, 1.0)).item() == pytest.approx(0.1)
+
+
 def test_no_corner_of_the_cube_is_worse():
     x, _, model = linear()
     y = torch.linspace(-1, 1, 8, dtype=torch.float64)
