@@ -222,8 +222,8 @@ def trajectory(
         _refuse_momentum_that_vanishes([*before, *phases], 1 - len(before))
     # Rest and slots are the same in all phases; a learning rate of 0 has no law that a source could ask for.
     setup = set_up(
-        _boldest(phases, len(phases)), problem, replicas=replicas, slots=slots, batch_size=batch_size, replacement=replacement,
-        engine=engine, rng=rng, device=device,
+        _boldest(phases, len(phases)), problem, replicas=replicas, slots=slots, batch_size=batch_size,
+        replacement=replacement, engine=engine, rng=rng, device=device,
     )  # fmt: skip
     begun = begin(setup, start, mean, progress=progress)
     ends = np.array(plan.ends)
