@@ -10,30 +10,46 @@ is symmetric to float32 rounding only) an asymmetry or a negative eigenvalue of 
 
 counts as rounding.  Below it a matrix is replaced by its symmetric part; above it the call is refused with the size and
 the place.  Eigenvalues are never clipped.
+
+Arguments that are no arrays (whole numbers, flags, choices, random generators) are checked here as well, so that
+every function refuses the same things in the same words.
 """
 
 from __future__ import annotations
 
 import operator
-from typing import Any
+import reprlib
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy.linalg
+import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import InvalidProblemError
+from ..errors import InvalidProblemError, SgdcovError
 
 __all__ = [
+    "choice",
+    "finite_array",
+    "flag",
     "matrix",
     "nonnegative",
+    "number",
     "points",
     "positive_semidefinite",
+    "random_generator",
     "rounding_level",
+    "shown",
     "square",
     "symmetric",
+    "tuple_of",
     "vector",
     "whole_number",
 ]
+
+Choice = TypeVar("Choice", bound=str)
+Item = TypeVar("Item")
 
 Array = NDArray[np.float64]
 
@@ -42,24 +58,60 @@ _EPS = float(np.finfo(np.float64).eps)
 ROUNDING = 8.0
 
 
-def _numbers(name: str, a: ArrayLike) -> NDArray[Any]:
+#: What an object that pretends to be an array may raise when it is asked for its entries.
+_CONVERSION_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    BufferError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def shown(value: object) -> str:
+    """What the caller gave, for an error message: never more than a line, even of a number of 400 digits."""
+    short = reprlib.Repr()
+    short.maxother = short.maxlong = short.maxstring = 60
+    try:
+        return " ".join(short.repr(value).split())
+    except _CONVERSION_ERRORS:
+        return f"<{type(value).__name__}>"
+
+
+def _numbers(name: str, a: object) -> NDArray[Any]:
     """The array as it came, once it is known to hold real numbers."""
+    if scipy.sparse.issparse(a):
+        raise InvalidProblemError(f"{name} is a sparse matrix; give it as an array, {name}.toarray()")
+    if isinstance(a, np.ma.MaskedArray):
+        if np.ma.is_masked(a):
+            many = int(np.count_nonzero(np.ma.getmaskarray(a)))
+            raise InvalidProblemError(f"{name} has {many} masked entries, which have no value; fill or drop them")
+        a = a.data
     try:
         raw = np.asarray(a)
-    except ValueError as error:  # ragged nested lists
-        raise InvalidProblemError(f"{name} is not an array: {error}") from error
-    if raw.dtype == object:
-        try:
+        if raw.dtype == object:
+            # float() would read the text "1.5" and the truth value True; neither was meant as a number
+            odd = [x for x in raw.ravel() if isinstance(x, str | bytes | bool | np.bool_)]
+            if odd:
+                raise InvalidProblemError(f"{name} must hold real numbers, got {shown(odd[0])}")
             raw = raw.astype(np.float64)
-        except (TypeError, ValueError) as error:
-            raise InvalidProblemError(f"{name} must hold real numbers: {error}") from error
+    except SgdcovError:
+        raise  # a result of ours that has no value says so itself
+    except _CONVERSION_ERRORS as error:
+        hint = "; detach() it first" if getattr(a, "requires_grad", False) is True else ""
+        reason = str(error).split("\n")[0][:120]
+        raise InvalidProblemError(f"{name} is not an array of real numbers: {reason} (got {shown(a)}){hint}") from error
     if raw.dtype.kind not in "fiu":
-        raise InvalidProblemError(f"{name} must hold real numbers, got dtype {raw.dtype}")
+        raise InvalidProblemError(f"{name} must hold real numbers, got dtype {raw.dtype} ({shown(a)})")
     return raw
 
 
 def _finite(name: str, raw: NDArray[Any]) -> Array:
-    out = np.array(raw, dtype=np.float64, order="C")
+    with np.errstate(over="ignore"):  # a long double beyond the range becomes infinite, and is refused as such
+        out = np.array(raw, dtype=np.float64, order="C")
     finite = np.isfinite(out)
     if not finite.all():
         bad = np.argwhere(~finite)
@@ -82,6 +134,17 @@ def _real(name: str, a: ArrayLike, ndim: int, shape: tuple[int | None, ...]) -> 
         raise InvalidProblemError(f"{name} is empty: shape {raw.shape}")
     unit = max(float(np.finfo(raw.dtype).eps), _EPS) if raw.dtype.kind == "f" else _EPS
     return _finite(name, raw), unit
+
+
+def finite_array(name: str, a: ArrayLike) -> Array:
+    """Finite float64 numbers of any shape.
+
+    Examples
+    --------
+    >>> finite_array("radii", 2)
+    array(2.)
+    """
+    return _finite(name, _numbers(name, a))
 
 
 def points(name: str, a: ArrayLike, dim: int) -> Array:
@@ -126,7 +189,34 @@ def matrix(name: str, a: ArrayLike, *, rows: int | None = None, columns: int | N
     return _real(name, a, 2, (rows, columns))[0]
 
 
-def nonnegative(name: str, value: float) -> float:
+def number(name: str, value: object, *, least: float = -np.inf, most: float = np.inf, open: bool = False) -> float:
+    """A finite real number in [least, most], or strictly between the two where ``open``.
+
+    Examples
+    --------
+    >>> number("probability", 0.5, least=0, most=1)
+    0.5
+    >>> number("probability", "half", least=0, most=1)
+    Traceback (most recent call last):
+        ...
+    sgdcov.errors.InvalidProblemError: probability must be a finite number in [0, 1], got 'half'
+    """
+    try:
+        raw = _numbers(name, value)
+    except SgdcovError:
+        raw = np.zeros(2)
+    inside = raw.ndim == 0 and bool(np.isfinite(raw))
+    inside = inside and bool(least < raw < most if open else least <= raw <= most)
+    if not inside:
+        if most < np.inf:
+            domain = f" in ({least:g}, {most:g})" if open else f" in [{least:g}, {most:g}]"
+        else:
+            domain = "" if least == -np.inf else f" greater than {least:g}" if open else f", at least {least:g}"
+        raise InvalidProblemError(f"{name} must be a finite number{domain}, got {shown(value)}")
+    return float(raw)
+
+
+def nonnegative(name: str, value: object) -> float:
     """A finite real number, at least 0.
 
     Examples
@@ -134,14 +224,11 @@ def nonnegative(name: str, value: float) -> float:
     >>> nonnegative("damping", 1)
     1.0
     """
-    number = np.asarray(value)
-    if number.ndim != 0 or number.dtype.kind not in "fiu" or not np.isfinite(number) or number < 0:
-        raise InvalidProblemError(f"{name} must be a finite number, at least 0, got {value!r}")
-    return float(number)
+    return number(name, value, least=0)
 
 
-def whole_number(name: str, value: object, *, least: int = 0) -> int:
-    """An integer that is at least ``least``; neither a float nor a bool is one.
+def whole_number(name: str, value: object, *, least: int = 0, most: int | None = None) -> int:
+    """An integer from ``least`` to ``most``; neither a float nor a bool is one.
 
     Examples
     --------
@@ -149,12 +236,77 @@ def whole_number(name: str, value: object, *, least: int = 0) -> int:
     10
     """
     try:
-        number = operator.index(value)  # type: ignore[arg-type]
+        whole = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        number = None
-    if number is None or isinstance(value, bool | np.bool_) or number < least:
-        raise InvalidProblemError(f"{name} must be a whole number, at least {least}, got {value!r}")
-    return number
+        whole = None
+    if whole is None or isinstance(value, bool | np.bool_) or whole < least or (most is not None and whole > most):
+        domain = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise InvalidProblemError(f"{name} must be a whole number, {domain}, got {shown(value)}")
+    return whole
+
+
+def flag(name: str, value: object) -> bool:
+    """True or False; no other value counts as one of them.
+
+    Examples
+    --------
+    >>> flag("replacement", "no")
+    Traceback (most recent call last):
+        ...
+    sgdcov.errors.InvalidProblemError: replacement must be True or False, got 'no'
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise InvalidProblemError(f"{name} must be True or False, got {shown(value)}")
+    return bool(value)
+
+
+def choice(name: str, value: Choice, options: Sequence[Choice]) -> Choice:
+    """One of the words offered.
+
+    Examples
+    --------
+    >>> choice("method", "spectral", ("auto", "spectral"))
+    'spectral'
+    """
+    if not isinstance(value, str) or value not in options:
+        words = ", ".join(map(repr, options))
+        raise InvalidProblemError(f"{name} must be one of {words}, got {shown(value)}")
+    return value
+
+
+def tuple_of(name: str, values: Iterable[Item] | object) -> tuple[Any, ...]:
+    """The items of a sequence; a text and what cannot be iterated are none.
+
+    Examples
+    --------
+    >>> tuple_of("slots", ["w", "v"])
+    ('w', 'v')
+    """
+    try:
+        if isinstance(values, str | bytes):
+            raise TypeError
+        return tuple(values)  # type: ignore[arg-type]
+    except _CONVERSION_ERRORS as error:
+        raise InvalidProblemError(f"{name} must be a sequence, got {shown(values)}") from error
+
+
+def random_generator(rng: object, name: str = "rng") -> np.random.Generator:
+    """A caller's generator itself, one seeded by an integer, or a fresh one for None.
+
+    Examples
+    --------
+    >>> random_generator(True)
+    Traceback (most recent call last):
+        ...
+    sgdcov.errors.InvalidProblemError: rng must be a numpy.random.Generator, an integer of at least 0 or None, got True
+    """
+    if isinstance(rng, np.random.Generator):
+        return rng
+    if rng is not None and (isinstance(rng, bool | np.bool_) or not isinstance(rng, int | np.integer) or rng < 0):
+        raise InvalidProblemError(
+            f"{name} must be a numpy.random.Generator, an integer of at least 0 or None, got {shown(rng)}"
+        )
+    return np.random.default_rng(None if rng is None else int(rng))
 
 
 def _square(name: str, a: ArrayLike, dim: int | None) -> tuple[Array, float]:

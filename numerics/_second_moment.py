@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.linalg
@@ -142,12 +142,13 @@ def rotated_map(problem: Problem, noise: GradientNoise, which: NDArray[np.intp])
     basis = problem.directions.basis
     columns = np.eye(problem.directions.eigenvalues.size)[:, which] if basis is None else basis[:, which]
 
-    def full(spread: Array) -> Array:
-        added = noise.multiplicative(problem.leave(columns @ spread @ columns.T))
-        rotated = columns.T @ problem.to_plain(added) @ columns
-        return np.asarray(0.5 * (rotated + rotated.T))
+    return functools.partial(_rotated, problem, noise, columns)
 
-    return full
+
+def _rotated(problem: Problem, noise: GradientNoise, columns: Array, spread: Array) -> Array:
+    added = noise.multiplicative(problem.leave(columns @ spread @ columns.T))
+    rotated = columns.T @ problem.to_plain(added) @ columns
+    return np.asarray(0.5 * (rotated + rotated.T))
 
 
 class Feedback:
@@ -167,6 +168,9 @@ class Feedback:
         self.point = gradient_point(problem.optimizer)
         self.triangle = Triangle(self.eigenvalues.size)
         self._map = rotated_map(problem, noise, self.moving)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: item for name, item in vars(self).items() if name != "added"}  # a function, made when needed
 
     @cached_property
     def added(self) -> Operator:

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidProblemError
 from ..theory import Optimizer
+from ._result import ArrayResult
 
 __all__ = ["SlotLaw", "slot_index"]
 
 Array: TypeAlias = NDArray[np.float64]
 
 
-class SlotLaw:
+class SlotLaw(ArrayResult):
     """A covariance of all slots: the block of the weights, ``value``, is at hand, the others are solved on demand."""
 
     value: Array
     optimizer: Optimizer
     _solve_block: Callable[[int, int], Array]
+    _on_demand: ClassVar[tuple[str, ...]] = ("_solve_block",)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        if dtype is None or np.dtype(dtype) == self.value.dtype:
-            return self.value.copy() if copy else self.value
-        return self.value.astype(dtype)
+    def settle(self) -> None:
+        """Solve for the covariance of every pair of slots."""
+        size = len(self.slots)
+        for a in range(size):
+            for b in range(a, size):
+                self._block(a, b)
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -84,7 +88,8 @@ class SlotLaw:
         if (a, b) == (0, 0):
             return self.value
         if (a, b) not in self._blocks:
-            self._blocks[a, b] = self._solve_block(a, b)
+            self._blocks[a, b] = block = self._solve_block(a, b)
+            block.flags.writeable = False
         return self._blocks[a, b]
 
     @cached_property

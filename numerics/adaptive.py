@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import scipy.sparse.linalg
@@ -39,6 +39,7 @@ from ..errors import InvalidProblemError, InvalidRuleError, NonStationaryError, 
 from ..theory import Optimizer, recursion
 from . import _arrays
 from ._margins import has_unit_root
+from ._result import ArrayResult
 from ._second_moment import gradient_point
 from .noise import GradientNoise
 from .preconditioners import adam
@@ -63,7 +64,7 @@ _PROBE = 1e-6
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class AdaptiveCovariance:
+class AdaptiveCovariance(ArrayResult):
     """The self-consistent law of Adam or RMSProp with frozen second moments.  An array wherever one is expected.
 
     Attributes
@@ -96,9 +97,6 @@ class AdaptiveCovariance:
             f"AdaptiveCovariance({self.covariance.optimizer!r}, shape={self.value.shape}, "
             f"iterations={self.iterations}, residual={self.residual:.1e})"
         )
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return self.covariance.__array__(dtype, copy)
 
     @property
     def value(self) -> Array:

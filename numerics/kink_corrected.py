@@ -12,7 +12,7 @@ of 0, as it does on most finite data, this is the only Hessian that there is.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import scipy.linalg
@@ -22,6 +22,7 @@ from ..errors import InvalidProblemError, NonStationaryError, UnstableError
 from ..theory import Optimizer, recursion
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size
+from ._result import ArrayResult
 from .adversarial import AdversarialLeastSquares
 from .mean import stationary_mean
 from .stationary import StationaryCovariance, stationary_covariance
@@ -40,7 +41,7 @@ _UNBOUNDED = 1e3
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class KinkCorrectedCovariance:
+class KinkCorrectedCovariance(ArrayResult):
     """A self-consistent stationary law.  An array, the covariance, wherever one is expected.
 
     Attributes
@@ -72,9 +73,6 @@ class KinkCorrectedCovariance:
     def value(self) -> Array:
         """The covariance of the weights."""
         return self.law.value
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        return np.array(self.law.value, dtype=dtype)
 
     def __repr__(self) -> str:
         return (

@@ -33,6 +33,7 @@ from ..errors import InvalidProblemError, NonStationaryError
 from . import _arrays
 from . import _stein_methods as methods
 from . import _triangular_stein as tri
+from ._result import Result
 
 __all__ = ["SteinSolution", "Verdict", "solve_stein"]
 
@@ -50,7 +51,7 @@ LARGEST_ENTRY = 1e70
 
 
 @dataclass(frozen=True, eq=False)
-class SteinSolution:
+class SteinSolution(Result):
     r"""What is known about the solutions of :math:`A X A^\top - X + Q = 0`.
 
     Attributes

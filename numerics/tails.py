@@ -38,13 +38,14 @@ from ..theory import Optimizer, recursion
 from ._growth import LARGEST_ORDER
 from ._growth_rates import GrowthRates, Method, Verdict
 from ._products import Products
+from ._result import Result
 from .noise import GradientNoise
 
 __all__ = ["MomentGrowth", "TailIndex", "moment_growth", "tail_index"]
 
 
 @dataclass(frozen=True)
-class MomentGrowth:
+class MomentGrowth(Result):
     """How fast the moment of one order of the products grows, and whether that of the stationary law exists.
 
     Attributes
@@ -82,7 +83,7 @@ class MomentGrowth:
 
 
 @dataclass(frozen=True)
-class TailIndex:
+class TailIndex(Result):
     """The tail index of a stationary law.  A number wherever one is expected.
 
     Attributes

@@ -67,7 +67,13 @@ class TransientCovariance(SlotLaw):
     steps: int
     _hessian: Array = field(repr=False)
     _solve_block: Callable[[int, int], Array] = field(repr=False)
-    _log_det_and_rank: Callable[[], tuple[float, int]] = field(repr=False)
+    _solve_log_det_and_rank: Callable[[], tuple[float, int]] = field(repr=False)
+    _on_demand = (*SlotLaw._on_demand, "_solve_log_det_and_rank")
+
+    def settle(self) -> None:
+        """Solve for every block, the log-determinant and the rank."""
+        super().settle()
+        self._log_det_and_rank  # noqa: B018 - computed and kept
 
     def __repr__(self) -> str:
         return f"TransientCovariance({self.optimizer!r}, steps={self.steps}, shape={self.value.shape})"
@@ -77,15 +83,19 @@ class TransientCovariance(SlotLaw):
         """Mean loss above that at the mean, ``tr(H S) / 2``."""
         return 0.5 * float(np.vdot(self._hessian, self.value))
 
-    @cached_property
+    @property
     def log_det(self) -> float:
         """Logarithm of the product of the nonzero eigenvalues (``rank`` of them): the log-determinant on the range."""
-        return self._log_det_and_rank()[0]
+        return self._log_det_and_rank[0]
 
-    @cached_property
+    @property
     def rank(self) -> int:
         """Number of directions in which the weights vary: the rank of the covariance up to rounding."""
-        return self._log_det_and_rank()[1]
+        return self._log_det_and_rank[1]
+
+    @cached_property
+    def _log_det_and_rank(self) -> tuple[float, int]:
+        return self._solve_log_det_and_rank()
 
 
 def transient_covariance(

@@ -6,9 +6,11 @@ The numbers it names are attributes of the error as well, so that a program can 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 __all__ = [
+    "AccuracyWarning",
     "DivergenceError",
     "HyperparameterError",
     "InvalidProblemError",
@@ -17,13 +19,29 @@ __all__ = [
     "NonStationaryError",
     "NonlinearRuleError",
     "ProofError",
+    "ScaleError",
     "SgdcovError",
     "UnstableError",
 ]
 
 
 class SgdcovError(Exception):
-    """Base of every error that sgdcov raises on purpose."""
+    """Base of every error that sgdcov raises on purpose.  Every one survives pickle and copy, attributes and all."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An error's arguments are its message, not what its __init__ takes: it is rebuilt without calling that. (An
+        # error that cannot be unpickled does not reach the parent of a process pool, which then waits for ever.)
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(kind: type[SgdcovError], args: tuple[Any, ...], attributes: Mapping[str, Any]) -> SgdcovError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
+
+
+class AccuracyWarning(UserWarning):
+    """A result is returned whose error bound is large; the result's ``error`` says how large."""
 
 
 class InvalidRuleError(SgdcovError, TypeError):
@@ -141,6 +159,14 @@ class DivergenceError(SgdcovError, OverflowError):
             f"{where}: the numbers overflow; along the direction with Hessian eigenvalue {eigenvalue:.6g} the state "
             f"grows by the factor {growth:.6g} in every step. Take fewer steps or a smaller learning rate."
         )
+
+
+class ScaleError(SgdcovError, OverflowError):
+    """A number that the answer needs is too large or too small for double precision: a matter of units alone.
+
+    Raised in place of a false 0, an infinity or a NaN.  Rescale the weights or the loss (in units in which Hessian and
+    learning rate are of the order of 1, say), and scale the answer back.
+    """
 
 
 class ProofError(SgdcovError, ArithmeticError):
