@@ -1,4 +1,4 @@
-"""What every result is: frozen, its arrays read-only, itself an array where it has one, and fit to be pickled."""
+"""What problems and results are: frozen, their arrays read-only, an array where they have one, fit to be pickled."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ArrayResult", "Result"]
+__all__ = ["ArrayResult", "Frozen"]
 
 Array: TypeAlias = NDArray[np.float64]
 
 
-class Result:
-    """Base of the frozen dataclasses that the functions of this layer return.
+class Frozen:
+    """Base of the frozen dataclasses that this layer takes and returns.
 
     Arrays among the fields are made read-only, so that writing to ``np.asarray(law)`` cannot change what the law says
     of itself.  A field that is a function, solving for something on demand, cannot be pickled; `settle` evaluates what
@@ -44,7 +44,7 @@ class Result:
         self._freeze()
 
 
-class ArrayResult(Result):
+class ArrayResult(Frozen):
     """A result that reads as an array wherever one is expected: as its ``value``, read-only."""
 
     if TYPE_CHECKING:  # a field in some results, a property in others

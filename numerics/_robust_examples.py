@@ -20,6 +20,7 @@ from ._batches import batch_factor, checked_batch_size
 from ._dual_norm import DualNorm
 from ._kinks import Facets, Kinks, LeavingProbability, leaving_probability
 from ._provenance import NoiseCovariance
+from ._result import Frozen
 from ._robust_losses import RobustLogistic, RobustSquares
 from ._robust_solver import Certificate, Solution, minimise
 from ._weights import checked_weights
@@ -32,7 +33,7 @@ Array: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RobustExamples(ABC):
+class RobustExamples(Frozen, ABC):
     """The mean over examples of a loss of z and t; see the subclasses."""
 
     X: Array

@@ -19,7 +19,7 @@ from ..errors import HyperparameterError, InvalidProblemError, MeanSquareUnstabl
 from ..theory import Optimizer
 from ._arrays import rounding_level
 from ._problem import Problem, make_problem
-from ._result import Result
+from ._result import Frozen
 from ._second_moment import Feedback, gradient_point, perron_root
 from .mean import stationary_mean
 from .noise import GradientNoise
@@ -35,7 +35,7 @@ _SCAN = 12
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class MeanSquareStability(Result):
+class MeanSquareStability(Frozen):
     """Whether an optimizer has a covariance under a gradient noise, and up to which learning rate.
 
     Attributes

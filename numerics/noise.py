@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InvalidProblemError
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size, draw_batches
+from ._result import Frozen
 from .problems import LeastSquares
 from .quadratic_examples import QuadraticExamples
 
@@ -46,7 +47,7 @@ class Draw:
     curvature: Callable[[Array], Array]
 
 
-class GradientNoise(ABC):
+class GradientNoise(Frozen, ABC):
     """The noise of one step's gradient, exact at any weights.  Give it where a noise covariance is expected.
 
     Add a covariance, ``noise + C``, for further noise that is independent of it and of the weights.

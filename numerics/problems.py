@@ -20,6 +20,7 @@ from ..errors import InvalidProblemError
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size
 from ._provenance import NoiseCovariance, batches_of
+from ._result import Frozen
 from ._weights import checked_weights
 
 __all__ = ["LeastSquares", "Quadratic"]
@@ -28,7 +29,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Quadratic:
+class Quadratic(Frozen):
     r"""The loss :math:`L(w) = (w - w^*)^\top H (w - w^*)/2` with additive gradient noise of covariance C.
 
     Parameters
@@ -103,7 +104,7 @@ class Quadratic:
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
-class LeastSquares:
+class LeastSquares(Frozen):
     r"""Linear regression on data, the mean over examples of :math:`(y - x^\top w)^2/2`, plus :math:`\lambda|w|^2/2`.
 
     Parameters

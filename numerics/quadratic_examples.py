@@ -20,6 +20,7 @@ from ..errors import InvalidProblemError
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size
 from ._provenance import NoiseCovariance
+from ._result import Frozen
 from ._weights import checked_weights
 from .problems import Quadratic
 
@@ -29,7 +30,7 @@ Array: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
-class QuadraticExamples:
+class QuadraticExamples(Frozen):
     r"""The mean over examples of quadratic losses with gradients :math:`H_n w + r_n`.
 
     Parameters

@@ -13,7 +13,7 @@ from ..errors import InvalidProblemError, NonStationaryError, UnstableError
 from ..theory import Optimizer, recursion
 from . import _arrays
 from ._batches import checked_batch_size
-from ._result import Result
+from ._result import Frozen
 from .adversarial import AdversarialLeastSquares, AdversarialLogistic
 from .kink_corrected import kink_corrected_covariance
 from .mean_square import mean_square_stability
@@ -30,7 +30,7 @@ PathLaw: TypeAlias = Literal["auto", "local", "kink-corrected"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RadiusPath(Result):
+class RadiusPath(Frozen):
     """What becomes of the stationary law along the radius; nan where there is none, and `status` says why.
 
     Attributes

@@ -33,7 +33,7 @@ from ..errors import InvalidProblemError, NonStationaryError
 from . import _arrays
 from . import _stein_methods as methods
 from . import _triangular_stein as tri
-from ._result import Result
+from ._result import Frozen
 
 __all__ = ["SteinSolution", "Verdict", "solve_stein"]
 
@@ -51,7 +51,7 @@ LARGEST_ENTRY = 1e70
 
 
 @dataclass(frozen=True, eq=False)
-class SteinSolution(Result):
+class SteinSolution(Frozen):
     r"""What is known about the solutions of :math:`A X A^\top - X + Q = 0`.
 
     Attributes

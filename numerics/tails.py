@@ -38,14 +38,14 @@ from ..theory import Optimizer, recursion
 from ._growth import LARGEST_ORDER
 from ._growth_rates import GrowthRates, Method, Verdict
 from ._products import Products
-from ._result import Result
+from ._result import Frozen
 from .noise import GradientNoise
 
 __all__ = ["MomentGrowth", "TailIndex", "moment_growth", "tail_index"]
 
 
 @dataclass(frozen=True)
-class MomentGrowth(Result):
+class MomentGrowth(Frozen):
     """How fast the moment of one order of the products grows, and whether that of the stationary law exists.
 
     Attributes
@@ -83,7 +83,7 @@ class MomentGrowth(Result):
 
 
 @dataclass(frozen=True)
-class TailIndex(Result):
+class TailIndex(Frozen):
     """The tail index of a stationary law.  A number wherever one is expected.
 
     Attributes

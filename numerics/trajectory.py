@@ -31,7 +31,7 @@ from ._initial import initial_law, initial_mean, rest_factors
 from ._log_determinant import log_determinant
 from ._noisy_run import NoisyRun
 from ._problem import Problem, make_problem
-from ._result import Result
+from ._result import Frozen
 from ._run import Bound, Run
 from ._step_family import StepFamily
 from .noise import GradientNoise
@@ -44,7 +44,7 @@ Array: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Trajectory(Result):
+class Trajectory(Frozen):
     """The law of the weights at the recorded times.
 
     Attributes
@@ -186,7 +186,7 @@ def trajectory(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PeriodicCovariance(Result):
+class PeriodicCovariance(Frozen):
     """The periodic law of a schedule that is repeated for ever.
 
     Attributes

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InvalidProblemError
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size, draw_batches
+from ._result import Frozen
 from .noise import Draw, GradientNoise
 from .problems import LeastSquares, Quadratic
 
@@ -28,7 +29,7 @@ Array: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class VectorLeastSquares:
+class VectorLeastSquares(Frozen):
     r"""The mean over examples of :math:`|y_n - X_n w|^2/2`, plus :math:`\lambda|w|^2/2`.
 
     Parameters
