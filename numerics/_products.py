@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..theory import Optimizer, recursion
-from ._margins import has_unit_root
+from ._problem import make_problem
+from ._second_moment import stretches_flat
 from .corruption import DropoutNoise, InputNoise
 from .noise import Draw, GaussianMinibatchNoise, GradientNoise, MinibatchNoise, WithAdditive
 from .problems import LeastSquares
@@ -66,12 +67,13 @@ class Products:
 
     @cached_property
     def basis(self) -> Array | None:
-        """Directions that are not flat, as columns; None if none is."""
-        h, vectors = np.linalg.eigh(self.noise.hessian)
-        flat = h <= h.size * np.finfo(np.float64).eps * abs(h[-1])
-        if not np.any(flat) or not has_unit_root(self.optimizer):
+        """Directions that are not flat in every batch, as columns; None if that is all of them."""
+        problem = make_problem(self.optimizer, self.noise.hessian, np.zeros_like(self.noise.hessian), None)
+        directions = problem.directions
+        if not directions.flat.size or stretches_flat(problem, self.noise):
             return None
-        return np.ascontiguousarray(vectors[:, ~flat])
+        vectors = np.eye(self.noise.dim) if directions.basis is None else directions.basis
+        return np.ascontiguousarray(vectors[:, directions.moving])
 
     @property
     def directions(self) -> int:

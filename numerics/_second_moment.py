@@ -39,11 +39,20 @@ from ._kernel import pair_kernel
 from ._problem import Problem
 from .noise import GradientNoise
 
-__all__ = ["Feedback", "Triangle", "gradient_point", "perron_root", "point_of_step", "rotated_map"]
+__all__ = [
+    "Feedback",
+    "Triangle",
+    "gradient_point",
+    "perron_root",
+    "point_of_step",
+    "rotated_map",
+    "stretches_flat",
+]
 
 Array: TypeAlias = NDArray[np.float64]
 Operator: TypeAlias = Callable[[Array], Array]
 
+EPS = float(np.finfo(np.float64).eps)
 #: Up to this many unknowns an operator is a dense matrix: exact eigenvalues, direct solution.
 _DENSE = 150
 #: Conjugate gradients between two refinements; each takes the residual from the operator itself.
@@ -151,6 +160,28 @@ def _rotated(problem: Problem, noise: GradientNoise, columns: Array, spread: Arr
     return np.asarray(0.5 * (rotated + rotated.T))
 
 
+def stretches_flat(problem: Problem, noise: GradientNoise) -> bool:
+    r"""Whether single batches curve a direction that is flat in the mean.
+
+    Then the second moments grow at every learning rate: the mean keeps what is there, :math:`u' K_B S K_B u` is added
+    to it in every step, and whatever :math:`K_B` couples u with gives back.  Examples that do not curve down cannot do
+    it, for their curvatures along u, none negative, have the mean 0.
+    """
+    directions = problem.directions
+    if not directions.flat.size or noise.curvatures_semidefinite:
+        return False
+    columns = np.eye(directions.eigenvalues.size) if directions.basis is None else directions.basis
+    flat = columns[:, directions.flat]
+    stretched = float(np.trace(noise.multiplicative(problem.leave(flat @ flat.T))))
+    if directions.basis is None:
+        return stretched > 0.0
+    # The flat eigenvectors are known to this angle, and K_B enters squared.
+    moving = directions.eigenvalues[directions.moving]
+    gap = float(moving.max() / moving.min()) if moving.size else 1.0
+    angle = min(1.0, 8.0 * directions.eigenvalues.size * EPS * gap)
+    return stretched > angle**2 * float(np.trace(noise.multiplicative(problem.leave(columns @ columns.T))))
+
+
 class Feedback:
     """The fixed point of the noise of a problem, and whether it exists.
 
@@ -163,7 +194,10 @@ class Feedback:
 
     def __init__(self, problem: Problem, noise: GradientNoise) -> None:
         self.problem, self.noise = problem, noise
-        self.moving = problem.directions.moving
+        self.stretches_flat = stretches_flat(problem, noise)
+        directions = problem.directions
+        #: The directions in which second moments change: all but those that are flat in every batch.
+        self.moving = np.arange(directions.eigenvalues.size) if self.stretches_flat else directions.moving
         self.eigenvalues = problem.directions.eigenvalues[self.moving]
         self.point = gradient_point(problem.optimizer)
         self.triangle = Triangle(self.eigenvalues.size)
@@ -185,6 +219,12 @@ class Feedback:
         dense = triangle.matrix(apply)
         dense = 0.5 * (dense + dense.T)
         return lambda v: np.asarray(dense @ v)
+
+    def stretches(self, which: NDArray[np.bool_]) -> bool:
+        """Whether single batches curve some of the directions that move."""
+        if not np.any(which) or self.noise.curvatures_semidefinite:
+            return False
+        return bool(np.trace(self._map(np.diag(which.astype(np.float64)))) > 0.0)
 
     def gain(self, optimizer: Optimizer) -> Array:
         """The covariance f of the point of the gradient for unit noise, over pairs of directions."""
@@ -217,11 +257,16 @@ class Feedback:
         f = self.triangle.pack(gain) / self.triangle._weights
         if np.all(f > 0):
             s = np.sqrt(f)
-            return perron_root(lambda v: s * self.added(s * v), self.triangle, symmetric=True)
-        return perron_root(lambda v: f * self.added(v), self.triangle, symmetric=False)
+            radius = perron_root(lambda v: s * self.added(s * v), self.triangle, symmetric=True)
+        else:
+            radius = perron_root(lambda v: f * self.added(v), self.triangle, symmetric=False)
+        # The map keeps the cone of covariances, so that a negative root is the rounding of 0: equal examples.
+        return max(0.0, radius)
 
     def solve(self, gain: Array, additive: Array) -> Array:
         """The fixed point C of the noise in the eigenbasis, over the directions that move."""
+        if not self.eigenvalues.size:
+            return np.zeros((0, 0))
         triangle = self.triangle
         f = triangle.pack(gain) / triangle._weights
         c = triangle.pack(additive)

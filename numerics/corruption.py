@@ -31,6 +31,7 @@ from ..errors import HyperparameterError, InvalidProblemError
 from ..theory import Optimizer
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size, draw_batches
+from ._curvature_spread import LARGEST_TABLE, CurvatureSpread, curvature_spread
 from .noise import Draw, GradientNoise
 from .problems import LeastSquares
 
@@ -104,8 +105,11 @@ class CorruptedInputs(GradientNoise):
         moved = X @ spread
         forms = np.einsum("ni,ni->n", moved, X)
         carried = _doubled(X.T @ (m2 * moved)) + spread * self._products
-        mean = self._mean_curvature
-        between = X.T @ (forms[:, None] * X) + carried - len(X) * (mean @ spread @ mean)
+        if self.dim <= LARGEST_TABLE:
+            between = self._curvature_spread(spread) * len(X)
+        else:
+            mean = self._mean_curvature
+            between = X.T @ (forms[:, None] * X) + carried - len(X) * (mean @ spread @ mean)
         tau = m2 @ variances
         within = X.T @ (tau[:, None] * X) + carried + _doubled((X.T @ m3) * variances)
         diagonal = forms @ m2 + 2.0 * np.einsum("ni,ni->i", m3, moved) + tau @ m2 + self._excess * variances
@@ -116,6 +120,19 @@ class CorruptedInputs(GradientNoise):
         """The covariance of a batch from sums over the examples."""
         total = self.factor * between + within / self.batch_size
         return np.asarray(0.5 * (total + total.T) / self.problem.num_examples)
+
+    @property
+    def curvatures_semidefinite(self) -> bool:
+        """True: a batch's Hessian is that of inputs."""
+        return True
+
+    @cached_property
+    def _curvature_spread(self) -> CurvatureSpread:
+        """Of the examples' Hessians averaged over the corruptions."""
+        X, m2, diagonal = self.problem.X, self.moments[0], np.eye(self.dim)
+        return curvature_spread(
+            len(X), self.dim, lambda part: X[part, :, None] * X[part, None, :] + m2[part, :, None] * diagonal
+        )
 
     @cached_property
     def _mean_curvature(self) -> Array:

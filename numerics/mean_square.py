@@ -32,6 +32,10 @@ Array: TypeAlias = NDArray[np.float64]
 EPS = float(np.finfo(np.float64).eps)
 #: Learning rates tried below the mean's limit before the edge is bracketed; the feedback grows from 0 at lr = 0.
 _SCAN = 12
+#: How near the mean's own limit (relatively) the noise must be harmless for that to be the limit.
+_EDGE = 1e-13
+#: Growth in a step, or a learning rate, beyond which no more is looked for.
+_HIGHEST = 1e150
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,6 +68,8 @@ class MeanSquareStability(Frozen):
         It is below 1 exactly where `spectral_radius` is, and infinite where the mean itself does not settle; by
         ``1 / (1 - feedback_radius)`` at most the state-dependence of the noise inflates the covariance.
         """
+        if self._feedback.stretches_flat:
+            return float("inf")
         try:
             self._feedback.problem.check()
         except UnstableError:
@@ -72,12 +78,18 @@ class MeanSquareStability(Frozen):
 
     @cached_property
     def spectral_radius(self) -> float:
-        r"""The factor by which second moments grow or shrink in a step, in the long run; flat directions left out."""
+        r"""The factor by which second moments grow or shrink in a step, in the long run.
+
+        Directions that are flat in every batch are left out.  One that is flat in the mean only makes it larger than
+        1: nothing damps it, and its curvature, now positive and now negative, stretches it.
+        """
         feedback = self._feedback
         h = feedback.eigenvalues
         if not h.size:
             return 0.0
         mean_growth = spectral_radius(self.optimizer, np.diag(h)) ** 2
+        if feedback.stretches_flat:
+            mean_growth = max(mean_growth, 1.0)
 
         def excess(growth: float) -> float:
             # The reciprocal: the feedback has a pole at the growth of the mean, near which it is nearly straight.
@@ -89,15 +101,26 @@ class MeanSquareStability(Frozen):
 
         low = mean_growth * (1 + 1e-12) + 1e-300
         if excess(low) <= 0:
-            return mean_growth
+            return max(mean_growth, np.nextafter(1.0, 2.0)) if feedback.stretches_flat else mean_growth
         high = max(2.0 * low, 1.0)
         while excess(high) > 0:
             high *= 2.0
-        return float(scipy.optimize.brentq(excess, low, high, xtol=1e-15, rtol=4 * EPS))
+            if not high < _HIGHEST:
+                raise InvalidProblemError(
+                    f"the second moments grow by more than {_HIGHEST:.0e} in a step, which double precision does not "
+                    f"hold: the largest Hessian eigenvalue is {h.max():.6g}"
+                )
+        while high / 16.0 > low and excess(high / 16.0) <= 0:  # the mean may forget at once, so low may be very low
+            high /= 16.0
+        low = max(low, high / 16.0)
+        return float(scipy.optimize.brentq(excess, low, high, xtol=1e-15 * low, rtol=4 * EPS))
 
     @cached_property
     def largest_lr(self) -> float:
         """The least upper bound of the learning rates that have a covariance, everything else as it is.
+
+        0 where no learning rate has one: batches that curve a direction which is flat in the mean.  Infinite where all
+        do: all directions are flat in every batch.
 
         Raises
         ------
@@ -107,6 +130,8 @@ class MeanSquareStability(Frozen):
         if "lr" not in self.optimizer.values:
             raise HyperparameterError(f"{self.optimizer.rule.name} has no lr to bound", name="lr")
         feedback = self._feedback
+        if feedback.stretches_flat:
+            return 0.0
         if not feedback.eigenvalues.size:
             return float("inf")
         mean_bound = max_learning_rate(self.optimizer, np.diag(feedback.eigenvalues))
@@ -121,12 +146,16 @@ class MeanSquareStability(Frozen):
             low *= 0.5
             if excess(low) < 0:
                 break
+        else:
+            return 0.0
         step = (top / low) ** (1.0 / _SCAN) if np.isfinite(mean_bound) else 2.0
         high = low
         while True:  # ... up to the first crossing
             low, high = high, high * step
-            if np.isfinite(mean_bound) and high >= mean_bound * (1 - 1e-9):
-                high = mean_bound * (1 - 1e-9)
+            if not high < _HIGHEST:
+                return float("inf")
+            if high >= mean_bound * (1 - _EDGE):
+                high = mean_bound * (1 - _EDGE)
                 if excess(high) <= 0:
                     return mean_bound
                 break
@@ -150,9 +179,13 @@ class MeanSquareStability(Frozen):
         """
         feedback = self._feedback
         h = feedback.eigenvalues
-        if not h.size:
+        if feedback.stretches_flat or feedback.stretches(h == 0.0):  # the range of D leaves that of C
+            return 0.0
+        if not np.any(h > 0.0):
             return float("inf")
-        scale = feedback.triangle.pack(1.0 / np.sqrt(0.5 * (h[:, None] + h))) / feedback.triangle._weights
+        root = np.sqrt(0.5 * (h[:, None] + h))
+        scale = feedback.triangle.pack(np.divide(1.0, root, where=root > 0.0, out=np.zeros_like(root)))
+        scale /= feedback.triangle._weights
         product = feedback.triangle.pack(np.outer(h, h)) / feedback.triangle._weights
 
         def operate(v: Array) -> Array:

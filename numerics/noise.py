@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InvalidProblemError
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size, draw_batches
+from ._curvature_spread import LARGEST_TABLE, CurvatureSpread, curvature_spread
 from ._result import Frozen
 from .problems import LeastSquares
 from .quadratic_examples import QuadraticExamples
@@ -92,6 +93,11 @@ class GradientNoise(Frozen, ABC):
     def dim(self) -> int:
         """The number d of parameters."""
         return int(self.hessian.shape[0])
+
+    @property
+    def curvatures_semidefinite(self) -> bool:
+        """Whether no step's own Hessian curves down; what is flat in the mean is then flat in every step."""
+        return False
 
     def covariance(self, mean: ArrayLike | None = None, spread: ArrayLike | None = None) -> Array:
         """The covariance of one step's gradient noise, averaged over weights of given mean and covariance.
@@ -210,14 +216,36 @@ class MinibatchNoise(GradientNoise):
 
     def multiplicative(self, spread: Array) -> Array:
         """What the spread of the weights adds to it."""
+        if self.dim <= LARGEST_TABLE:
+            return self._curvature_spread(spread) * self.factor
         if isinstance(self.problem, LeastSquares):
             X = self.problem.X
             forms = np.einsum("ni,ni->n", X @ spread, X)
             second = X.T @ (forms[:, None] * X) / len(X) - self._gram @ spread @ self._gram
         else:
             hessians = self.problem.hessians
-            second = np.mean(hessians @ spread @ hessians, axis=0) - self._gram @ spread @ self._gram
+            centred = (hessians[:1] if hessians.strides[0] == 0 else hessians) - self._gram
+            second = np.mean(centred @ spread @ centred, axis=0)
         return _symmetrised(second) * self.factor
+
+    @cached_property
+    def _curvature_spread(self) -> CurvatureSpread:
+        problem = self.problem
+        if isinstance(problem, QuadraticExamples):
+            return curvature_spread(problem.num_examples, self.dim, lambda part: problem.hessians[part])
+        X = problem.X
+        return curvature_spread(len(X), self.dim, lambda part: X[part, :, None] * X[part, None, :])
+
+    @cached_property
+    def curvatures_semidefinite(self) -> bool:
+        """Whether no example curves down, up to the rounding of its own Hessian."""
+        if isinstance(self.problem, LeastSquares):
+            return True
+        hessians = self.problem.hessians[:1] if self.problem.hessians.strides[0] == 0 else self.problem.hessians
+        values = np.linalg.eigvalsh(hessians)
+        level = _arrays.ROUNDING * self.dim * np.finfo(np.float64).eps * np.max(np.abs(values), axis=1)
+        diagonal = np.array([np.count_nonzero(h) == np.count_nonzero(np.diagonal(h)) for h in hessians])
+        return bool(np.all(values[:, 0] >= -np.where(diagonal, 0.0, level)))
 
     @cached_property
     def _gram(self) -> Array:
@@ -332,6 +360,11 @@ class GaussianMinibatchNoise(GradientNoise):
         return f"GaussianMinibatchNoise(dim={self.dim}, label_noise={self.noise_std:g}, batch_size={self.batch_size})"
 
     @property
+    def curvatures_semidefinite(self) -> bool:
+        """True: a batch's Hessian is that of inputs."""
+        return True
+
+    @property
     def hessian(self) -> Array:
         """The covariance of the inputs."""
         return self.input_covariance
@@ -381,6 +414,11 @@ class WithAdditive(GradientNoise):
 
     def __repr__(self) -> str:
         return f"{self.base!r} + C"
+
+    @property
+    def curvatures_semidefinite(self) -> bool:
+        """As for the noise below."""
+        return self.base.curvatures_semidefinite
 
     @property
     def hessian(self) -> Array:
