@@ -64,7 +64,10 @@ def column_scales(a: Array) -> Array:
 def scaled_qr(a: Array) -> tuple[Array, Array, NDArray[np.intp], Array, int]:
     """``a / scales = q r`` up to the order of the columns: q, r, that order, the scales, and the rank."""
     scales = column_scales(a)
-    q, r, order = scipy.linalg.qr(a / scales, mode="economic", pivoting=True, check_finite=False)
+    # Pivoting is slow on a tall matrix (it works column by column), and on its triangle does the same.
+    q, r = scipy.linalg.qr(a / scales, mode="economic", check_finite=False)
+    inner, r, order = scipy.linalg.qr(r, mode="economic", pivoting=True, check_finite=False)
+    q = q @ inner
     pivots = np.abs(np.diagonal(r))
     # What Householder's reflections may leave of a column that depends on the others: it counts as nothing.
     kept = pivots > max(a.shape) * EPS * pivots[0] if pivots[0] else np.zeros(len(pivots), dtype=bool)

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidProblemError
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size
 from ._provenance import NoiseCovariance, batches_of
+from ._regression import Regression, solve_regression
 from ._result import Frozen
 from ._weights import checked_weights
 
@@ -243,31 +243,30 @@ class LeastSquares(Frozen):
         ``rows`` is the factor of the Hessian in any basis, and G is in that basis: gradients are multiples of the
         examples' rows, up to the weight decay, which is the same for all.
         """
-        scaled = (self.X @ w - self.y)[:, None] * rows
+        scaled = -self._residual(w)[:, None] * rows
         return np.asarray(scaled - scaled.mean(axis=0))
 
     @cached_property
     def optimum(self) -> Array:
         """The minimiser, shape (d,); where there are many, the one of least norm.
 
-        From the singular values of the design itself (the normal equations would square its condition).  Singular
-        values below ``max(N, d) eps`` times the largest count as zero where ``l2`` is 0.
+        Of the doubles as they are, whatever the units of the features (`_regression`).  A feature is a combination of
+        others, which leaves the minimiser open where ``l2`` is 0, if it is one up to the rounding of its entries.
         """
-        u, s, vt = scipy.linalg.svd(self.X, full_matrices=False, lapack_driver="gesvd")
-        projected = u.T @ self.y
-        if self.l2 > 0.0:
-            # s / (s^2 + N l2), without overflow or underflow of the squares
-            root = np.sqrt(self.num_examples * self.l2)
-            size = np.hypot(s, root)
-            return _frozen(vt.T @ ((s / size) * (projected / size)))
-        keep = s > max(self.X.shape) * np.finfo(np.float64).eps * s[0]
-        return _frozen(vt[keep].T @ (projected[keep] / s[keep]))
+        return _frozen(self._solution.w)
+
+    @cached_property
+    def _solution(self) -> Regression:
+        return solve_regression(self.X, self.y, self.num_examples * self.l2)
+
+    def _residual(self, w: Array) -> Array:
+        """``y - X w``; at the optimum that of the minimiser before it was rounded, which X may multiply by much."""
+        return self._solution.residual if np.array_equal(w, self.optimum) else self.y - self.X @ w
 
     @cached_property
     def _population_covariance(self) -> Array:
         """The covariance, with divisor N, of the per-example gradients at the optimum."""
-        gradients = self.per_example_gradients(self.optimum)
-        centred = gradients - gradients.mean(axis=0)
+        centred = self._noise_factor(self.optimum, self.X)
         covariance = centred.T @ centred / self.num_examples
         return np.asarray(0.5 * (covariance + covariance.T))
 

@@ -19,9 +19,10 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InvalidProblemError
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size, draw_batches
+from ._regression import Regression, solve_regression
 from ._result import Frozen
 from .noise import Draw, GradientNoise
-from .problems import LeastSquares, Quadratic
+from .problems import Quadratic
 
 __all__ = ["VectorLeastSquares", "VectorMinibatchNoise"]
 
@@ -155,14 +156,21 @@ class VectorLeastSquares(Frozen):
 
     def _noise_factor(self, w: Array, rows: Array) -> Array:
         """A factor of the covariance of the per-example gradients: see `LeastSquares`."""
-        residual = self._rows @ w - self.y.ravel()
-        scaled = (residual[:, None] * rows).reshape(*self.y.shape, -1).sum(axis=1)
+        scaled = (-self._residual(w)[:, None] * rows).reshape(*self.y.shape, -1).sum(axis=1)
         return np.asarray(scaled - scaled.mean(axis=0))
 
     @cached_property
     def optimum(self) -> Array:
         """The minimiser, shape (d,); where there are many, the one of least norm (see `LeastSquares.optimum`)."""
-        return LeastSquares(self._rows, self.y.ravel(), self.l2 / self.outputs).optimum
+        return _frozen(self._solution.w)
+
+    @cached_property
+    def _solution(self) -> Regression:
+        return solve_regression(self._rows, self.y.ravel(), self.num_examples * self.l2)
+
+    def _residual(self, w: Array) -> Array:
+        """``y - X w`` over all outputs; at the optimum that of the minimiser before it was rounded."""
+        return self._solution.residual if np.array_equal(w, self.optimum) else self.y.ravel() - self._rows @ w
 
     def noise(self, batch_size: int, replacement: bool = True) -> Array:
         """The covariance of a minibatch's mean gradient, at the optimum.
@@ -263,8 +271,7 @@ class VectorMinibatchNoise(GradientNoise):
 
     def at(self, weights: Array) -> Array:
         """The covariance of a batch's mean gradient at given weights."""
-        gradients = self.problem.per_example_gradients(weights)
-        centred = gradients - gradients.mean(axis=0)
+        centred = self.problem._noise_factor(weights, self.problem._rows)
         return _symmetrised(centred.T @ centred) * (self.factor / len(centred))
 
     def multiplicative(self, spread: Array) -> Array:
