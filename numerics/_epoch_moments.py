@@ -21,6 +21,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import gammaln, logsumexp
 
 from ..errors import InvalidProblemError
 from ..theory import Optimizer
@@ -93,19 +94,35 @@ def affine_maps(
 def check_size(total: int, batch_size: int, order: int) -> None:
     """Refuse what would take too long, with the counts."""
     batches = total // batch_size
-    products = sum(
-        math.comb(total, k * batch_size) * math.comb(total - k * batch_size, batch_size) for k in range(batches)
+    used = batch_size * np.arange(batches)
+    # Logarithms: of thousands of examples the counts have thousands of digits, and exactly they would take minutes.
+    products = float(logsumexp(_log_choices(total, used) + _log_choices(total - used, batch_size)))
+    work = math.log(2.0 * order**4 * (order + 1))
+    if products <= math.log(MOST_PRODUCTS) and products + work <= math.log(MOST_OPERATIONS):
+        return
+    last = total - batch_size * batches
+    orders = float(gammaln(total + 1) - batches * gammaln(batch_size + 1) - gammaln(last + 1))
+    raise InvalidProblemError(
+        f"the {_number(orders)} orders of {total} examples in batches of {batch_size}, summed over sets of examples "
+        f"used up, are {_number(products)} products of second moments of {order - 1} numbers, "
+        f"{_number(products + work)} operations; at most {_number(math.log(MOST_PRODUCTS))} and "
+        f"{_number(math.log(MOST_OPERATIONS))} are enumerated. Take fewer examples, or method='expansion'."
     )
-    operations = float(products) * 2.0 * order**4 * (order + 1)
-    if products > MOST_PRODUCTS or operations > MOST_OPERATIONS:
-        orders = math.factorial(total) // math.factorial(batch_size) ** batches
-        orders //= math.factorial(total - batch_size * batches)
-        raise InvalidProblemError(
-            f"the {orders:,} orders of {total} examples in batches of {batch_size}, summed over sets of examples used "
-            f"up, are {products:,} products of second moments of {order - 1} numbers, {operations:.2g} operations; at "
-            f"most {MOST_PRODUCTS:,} and {MOST_OPERATIONS:.2g} are enumerated. Take fewer examples, or "
-            f"method='expansion'."
-        )
+
+
+def _log_choices(total: int | NDArray[np.int64], chosen: int | NDArray[np.int64]) -> Array:
+    """Logarithm of the number of ways to choose so many of a total."""
+    return np.asarray(gammaln(total + 1) - gammaln(chosen + 1) - gammaln(total - chosen + 1))
+
+
+def _number(logarithm: float) -> str:
+    """A number of this natural logarithm, in three digits: 1.23e+4567."""
+    decades = logarithm / math.log(10.0)
+    exponent = math.floor(decades)
+    if exponent < 6:
+        return f"{math.exp(logarithm):,.0f}"
+    mantissa = round(10.0 ** (decades - exponent), 2)
+    return f"{mantissa:g}e+{exponent}" if mantissa < 10 else f"1e+{exponent + 1}"
 
 
 def epoch_moments(total: int, batch_size: int, batches: list[int], maps: Array) -> Iterator[MomentMap]:

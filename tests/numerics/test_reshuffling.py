@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -280,9 +281,20 @@ def test_a_direction_without_curvature_is_refused():
         assert reshuffling_law(sgd(lr=0.1, weight_decay=0.1), data, 1, method=method).rank == 1
 
 
+@pytest.mark.parametrize(("total", "size"), [(442, 1), (1500, 1), (1500, 750), (100_000, 2)])
+def test_too_many_orders_are_counted_by_their_logarithms(total, size):
+    """The counts have up to 456,574 digits; the message has a few, and comes at once."""
+    with pytest.raises(InvalidProblemError, match="Take fewer examples, or method='expansion'") as caught:
+        reshuffling_law(sgd(lr=0.1), LeastSquares(np.ones((total, 1)), np.arange(total)), size)
+    assert len(str(caught.value)) < 300
+    orders = re.search(r"the ([0-9.]+)e\+(\d+) orders", str(caught.value))
+    log = math.lgamma(total + 1) - total // size * math.lgamma(size + 1)
+    assert math.log(float(orders[1])) + int(orders[2]) * math.log(10) == pytest.approx(log, abs=0.01)
+
+
 def test_what_is_wrong_is_named():
     problem = least_squares(6)
-    with pytest.raises(InvalidProblemError, match=r"2,432,902,008,176,640,000 orders.*10,485,760 products"):
+    with pytest.raises(InvalidProblemError, match=r"2.43e\+18 orders of 20 examples.*1.05e\+7 products"):
         reshuffling_law(sgd(lr=0.1), least_squares(20), 1)
     with pytest.raises(InvalidProblemError, match="operations"):
         reshuffling_law(sgd(lr=0.1), least_squares(12, d=20), 1)
