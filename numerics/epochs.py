@@ -241,8 +241,8 @@ def _correlated(noise: EpochNoise) -> Correlated:
 
 
 def checked_position(position: object, batches_per_epoch: int) -> Position:
-    """Steps of the epoch, after all of which the next one begins; or "average"."""
-    if position == "average":
+    """Steps of the epoch, from 0 to its length M, which is the 0 of the next; or "average".  In every layer."""
+    if isinstance(position, str) and position == "average":
         return "average"
     if isinstance(position, str):
         raise InvalidProblemError(f"position must be a number of steps of the epoch or 'average', got {position!r}")

@@ -160,8 +160,8 @@ def reshuffling_law(
     batch_size : int
         B; at least two batches an epoch.
     position : int or "average"
-        After how many steps of the epoch; 0 is the end of the last, where checkpoints are taken.  "average" is the
-        law at a uniformly random position.
+        After how many steps of the epoch; 0 is the end of the last, where checkpoints are taken (their number M is
+        the 0 of the next).  "average" is the law at a uniformly random position.
     method : {"enumeration", "expansion"}
         "enumeration" is exact, for any rule, and for up to 16 examples one by one.
         "expansion" is of leading order in the learning rate, everything else fixed, for rules that take one gradient

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidProblemError
 from ..numerics import LeastSquares, QuadraticExamples
+from ..numerics.epochs import checked_position
 from ..theory import Optimizer
 from ._epoch_runs import EpochEngine, EpochSetup, Plan, set_up_epochs
 from ._fourth_moment import FourthMoment
@@ -133,8 +134,8 @@ def epoch_covariance(
     replicas : int
         Independent runs, at least 2 (`compare` wants 100).
     positions : int or "average", or a tuple or list of them
-        After how many steps of the epoch; 0 is its beginning, where checkpoints are taken, "average" all of them
-        together. All are measured in the one run.
+        After how many steps of the epoch; 0 is its beginning, where checkpoints are taken (their number M, the end of
+        the epoch, is the 0 of the next), "average" all of them together. All are measured in the one run.
     epochs : int or "auto"
         Epochs before the first that is measured. "auto": until the variance still missing along any eigenvector of the
         Hessian is at most 1% of its Monte-Carlo standard error by theory's recursion; where Hessians differ, until of
@@ -307,19 +308,11 @@ def epoch_average_covariance(
 
 
 def _positions(positions: Position | Positions, count: int) -> tuple[Position, ...]:
-    each: tuple[Position, ...] = tuple(positions) if isinstance(positions, tuple | list) else (positions,)
+    """Checked as numerics does: the end of the epoch is position 0 of the next."""
+    given = tuple(positions) if isinstance(positions, tuple | list) else (positions,)
+    each = tuple(checked_position(position, count) for position in given)
     if not each or len(set(each)) != len(each):
         raise InvalidProblemError(f"positions must be distinct, and at least one, got {positions!r}.")
-    for position in each:
-        if position == "average":
-            continue
-        if isinstance(position, str):
-            raise InvalidProblemError(f"a position is a number of steps of the epoch or 'average', got {position!r}.")
-        check_count("position", position, 0)
-        if position >= count:
-            raise InvalidProblemError(
-                f"position {position} is not within an epoch of {count} steps; its end is position 0 of the next."
-            )
     return each
 
 

@@ -231,6 +231,18 @@ def test_a_run_is_repeated_by_its_seed_and_reported():
     assert "<table>" in first._repr_html_()
 
 
+def test_the_end_of_an_epoch_is_position_0_of_the_next():
+    """In numerics and in validation alike, for the law of the additive noise and for that of the examples."""
+    optimizer, problem = sgd(lr=0.1), tiny()
+    measured = epoch_covariance(optimizer, problem, batch_size=2, replicas=100, positions=3, rng=0, progress=False)
+    laws = [reshuffling_law(optimizer, problem, 2, position=position) for position in (3, 0)]
+    noise = epoch_noise(problem, 2)
+    additive = [numerics.stationary_covariance(optimizer, problem.hessian, noise, position=p) for p in (3, 0)]
+    for end, begin in (laws, additive):
+        np.testing.assert_array_equal(end.value, begin.value)
+    assert measured.position == laws[0].position == additive[0].position == 0
+
+
 def test_what_is_wrong_is_named():
     def run(optimizer=None, problem=None, **changed):
         arguments = {"batch_size": 2, "replicas": 100, "rng": 0, "progress": False, **changed}
@@ -241,7 +253,8 @@ def test_what_is_wrong_is_named():
         ({"problem": tiny(7), "batch_size": 3}, "does not divide the 7 examples"),
         ({"positions": (0, 0)}, "distinct"),
         ({"positions": ()}, "at least one"),
-        ({"positions": 3}, "not within an epoch of 3 steps"),
+        ({"positions": 4}, "position=4 is beyond the end of an epoch of 3 steps"),
+        ({"positions": (0, 3)}, "distinct"),
         ({"positions": "end"}, "'average'"),
         ({"positions": -1}, "position"),
         ({"engine": "jax"}, "dataloader"),
