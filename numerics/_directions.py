@@ -3,7 +3,8 @@ r"""The eigen-directions of a Hessian, and which of them an optimizer never forg
 A direction is flat when the recursion has the eigenvalue 1 there, which happens at h = 0 (with weight decay h = 0 is
 an ordinary direction).  From a diagonal Hessian the eigenvalues are exact and only h = 0 is flat.  Any other Hessian
 is known only up to the rounding of its eigen-decomposition, so an eigenvalue of at most
-:math:`d\,\varepsilon\,h_{\max}` is indistinguishable from 0 and counts as 0.
+:math:`d\,\varepsilon\,h_{\max}` is indistinguishable from 0 and counts as 0.  Where that is a matter of the units of the
+coordinates only, a factor of the Hessian tells them apart.
 """
 
 from __future__ import annotations
@@ -17,29 +18,49 @@ from numpy.typing import NDArray
 
 from ..errors import NonStationaryError
 from ..theory import Optimizer
+from ._data_directions import factor_directions, gram_factor
+from ._forward_error import HessianError
 from ._margins import has_unit_root
 
-__all__ = ["Directions", "check_flat_noise", "eigen_directions"]
+__all__ = ["EPS", "Directions", "check_flat_noise", "eigen_directions"]
 
 Array: TypeAlias = NDArray[np.float64]
 EPS = float(np.finfo(np.float64).eps)
+
+#: From this relative uncertainty of the least eigenvalue on, and this range of its diagonal, a Hessian is factored.
+_UNCERTAIN = 1e-8
+_UNEQUAL_UNITS = 1e4
 
 
 @dataclass(frozen=True)
 class Directions:
     """Eigenvalues in ascending order (as given, if the Hessian is diagonal), their basis, and which of them are flat.
 
-    ``basis`` is None for a diagonal Hessian: its coordinates are the directions.
+    ``basis`` is None for a diagonal Hessian: its coordinates are the directions.  ``rows``, where the Hessian came as a
+    factor, is that factor in the eigenbasis.
     """
 
     eigenvalues: Array
     basis: Array | None
     flat: NDArray[np.intp]
+    error: HessianError = HessianError()
+    rows: Array | None = None
 
     @property
     def moving(self) -> NDArray[np.intp]:
         """Indices of the directions that are not flat."""
         return np.setdiff1d(np.arange(self.eigenvalues.size), self.flat)
+
+    def tilt(self, sizes: Array) -> Array:
+        """What the basis, being orthogonal only up to rounding, mixes into each entry of a vector of these sizes."""
+        if self.basis is None:
+            return np.zeros_like(sizes)
+        if not self.error.terms:
+            return np.full(sizes.shape, sizes.size * EPS * float(np.linalg.norm(sizes)))
+        # The vectors of a graded matrix are orthogonal entry by entry.
+        overlap = np.abs(self.basis.T @ self.basis - np.eye(sizes.size))
+        overlap += sizes.size * EPS * (np.abs(self.basis.T) @ np.abs(self.basis))
+        return np.asarray(overlap @ sizes)
 
     def rotate(self, a: Array) -> Array:
         """A matrix or vector in the basis of the directions."""
@@ -68,45 +89,94 @@ def _congruent(u: Array, a: Array) -> Array:
     return np.asarray(half + half.T)
 
 
-def eigen_directions(optimizer: Optimizer, hessian: Array, *, vectors: bool = True) -> Directions:
-    """Diagonalise a checked Hessian; eigenvalues that count as 0 are set to exactly 0."""
-    h, basis, level = _eigh(hessian, vectors)
-    h[h <= level] = 0.0
-    flat = np.flatnonzero(h == 0.0) if has_unit_root(optimizer) else np.zeros(0, dtype=np.intp)
-    return Directions(h, basis, flat)
+def eigen_directions(
+    optimizer: Optimizer,
+    hessian: Array,
+    *,
+    vectors: bool = True,
+    factor: tuple[Array, float] | None = None,
+    formed: float = 0.0,
+) -> Directions:
+    """Diagonalise a checked Hessian; eigenvalues that count as 0 are set to exactly 0.
 
-
-def _eigh(hessian: Array, vectors: bool) -> tuple[Array, Array | None, float]:
+    ``factor`` is a pair (A, shift) with the Hessian ``A'A + shift I``, where it is known.  ``formed`` is the relative
+    error, entry by entry, with which the Hessian was formed.
+    """
+    unit_root = has_unit_root(optimizer)
+    if factor is not None:
+        return _from_factor(*factor, unit_root, None)
     diagonal = np.diagonal(hessian)
     if np.count_nonzero(hessian) == np.count_nonzero(diagonal):
-        return diagonal.copy(), None, 0.0
+        h = diagonal.copy()
+        terms = ((formed * h, np.ones(h.size)),) if formed else ()
+        return Directions(h, None, _flat(h, unit_root), HessianError(terms=terms))
     if vectors:
         h, basis = scipy.linalg.eigh(hessian, driver="evd", check_finite=False)
     else:
         h, basis = scipy.linalg.eigvalsh(hessian, driver="evd", check_finite=False), None
-    return h, basis, h.size * EPS * float(np.max(np.abs(h)))
+    largest = float(np.max(np.abs(h)))
+    level = h.size * EPS * largest
+    if float(h[0]) * _UNCERTAIN < level and 0.0 < _UNEQUAL_UNITS * float(diagonal.min()) < float(diagonal.max()):
+        triangle = gram_factor(hessian)
+        if triangle is not None:
+            graded = _from_factor(triangle, 0.0, unit_root, (hessian, formed))
+            if np.all(np.isfinite(graded.error.terms[0][0])):
+                return graded
+    h[h <= level] = 0.0
+    return Directions(h, basis, _flat(h, unit_root), HessianError(level + formed * float(np.linalg.norm(hessian))))
 
 
-def check_flat_noise(directions: Directions, noise: Array, level: float) -> None:
+def _from_factor(factor: Array, shift: float, unit_root: bool, given: tuple[Array, float] | None) -> Directions:
+    r"""The directions of ``factor' factor + shift``; ``given`` is the matrix, if the factor was made of it.
+
+    An error of the factor whose columns in the eigenbasis are of length :math:`t_j` changes the entries of the Hessian
+    there by at most :math:`\sigma_i t_j + t_i \sigma_j`.
+    """
+    found = factor_directions(factor, shift)
+    sizes = np.linalg.norm(found.rows, axis=0)
+    lengths = 0.5 * found.relative_error * np.divide(
+        found.eigenvalues, sizes, out=np.zeros_like(sizes), where=sizes > 0
+    )
+    terms = ((lengths, sizes), (sizes, lengths))
+    if given is not None:
+        # Cholesky's backward error, and that of forming the matrix, are relative to the roots of the diagonal.
+        matrix, formed = given
+        weights = np.abs(found.basis.T) @ np.sqrt(np.diagonal(matrix))
+        terms = (*terms, (((len(matrix) + 2) * EPS + formed) * weights, weights))
+    error = HessianError(terms=terms)
+    return Directions(found.eigenvalues, found.basis, _flat(found.eigenvalues, unit_root), error, found.rows)
+
+
+def _flat(h: Array, unit_root: bool) -> NDArray[np.intp]:
+    return np.flatnonzero(h == 0.0) if unit_root else np.zeros(0, dtype=np.intp)
+
+
+def check_flat_noise(directions: Directions, noise: Array, level: float | Array) -> None:
     r"""Raise `NonStationaryError` if a flat direction receives noise; ``noise`` is in the basis of the directions.
 
-    Noise counts as none up to ``level``, and up to what the rounding of the flat eigenvectors lets in: they are known
-    to the angle :math:`d\,\varepsilon\,h_{\max}/h_{\min}` (h_min the smallest eigenvalue that is not flat), and let
-    in its square times the trace.
+    Noise counts as none up to ``level``, the rounding of the noise itself.  The flat eigenvectors are known to an
+    angle of :math:`d\,\varepsilon\,h_{\max}/h_{\min}` only (h_min the smallest eigenvalue that is not flat), so that noise
+    of the directions beside them may be all there is; which of the two it is the arrays do not tell, and there is no
+    law to return.
     """
     flat, moving = directions.flat, directions.eigenvalues[directions.moving]
-    if not flat.size:
+    variances = np.diagonal(noise)
+    levels = np.broadcast_to(level, variances.shape)
+    excited = flat[variances[flat] > levels[flat]]
+    if not excited.size:
         return
-    if directions.basis is not None and moving.size:
-        angle = min(1.0, noise.shape[0] * EPS * float(moving.max() / moving.min()))
-        level += angle**2 * float(np.trace(noise))
-    variances = np.diagonal(noise)[flat]
-    excited = flat[variances > level]
-    if excited.size:
-        first, many = int(excited[0]), "" if excited.size == 1 else "s"
-        raise NonStationaryError(
-            f"direction {first} has Hessian eigenvalue 0 and gradient noise of variance {noise[first, first]:.6g} "
-            f"({excited.size} such direction{many} in all): it is a random walk and has no "
-            f"stationary law. Add weight_decay, or project it out.",
-            modes=tuple(int(i) for i in excited),
-        )
+    first, many = int(excited[0]), "" if excited.size == 1 else "s"
+    exact = directions.basis is None
+    message = (
+        f"direction {first} has Hessian eigenvalue {'0' if exact else '0 up to rounding'} and gradient noise of variance "
+        f"{variances[first]:.6g} ({excited.size} such direction{many} in all): it is a random walk and has no stationary "
+        f"law. Add weight_decay, or project it out."
+    )
+    if not exact and moving.size:
+        angle = min(1.0, variances.size * EPS * float(moving.max() / moving.min()))
+        if np.all(variances[excited] <= levels[excited] + angle**2 * float(np.sum(variances))):
+            message += (
+                f" (So little noise may also be that of directions of small curvature, down to {moving.min():.3g}, which "
+                f"these arrays do not tell from the flat ones.)"
+            )
+    raise NonStationaryError(message, modes=tuple(int(i) for i in excited))

@@ -33,9 +33,9 @@ from sympy.polys.matrices.exceptions import DMNonInvertibleMatrixError
 
 from ..errors import NonStationaryError
 from ..theory import Optimizer, Recursion, recursion
-from ._polynomial import ExactPolynomial, PreparedPolynomial, binary_exponent
+from ._polynomial import ExactPolynomial, PreparedPolynomial, binary_exponent, same_size
 
-__all__ = ["MeanKernel", "PairKernel", "Quotient", "mean_kernel", "pair_kernel", "to_fraction"]
+__all__ = ["MeanKernel", "PairKernel", "Quotient", "kicked_variances", "mean_kernel", "pair_kernel", "to_fraction"]
 
 Array: TypeAlias = NDArray[np.float64]
 Block: TypeAlias = tuple[int, int]
@@ -66,20 +66,44 @@ class Quotient:
 
     def __call__(self, x: Array, y: Array) -> Array:
         """Values at broadcast x, y, to a few units in the last place; infinite where a denominator is 0."""
-        x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-        return _quotient(self._prepare(x, binary_exponent(x, y)), y)
+        x, y = np.broadcast_arrays(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64))
+        flat_x, flat_y = x.ravel(), y.ravel()
+        out = np.empty(flat_x.shape)
+        for part in same_size(flat_x):
+            for both in (part[group] for group in same_size(flat_y[part])):
+                out[both] = np.ldexp(*self.at(flat_x[both], flat_y[both]))
+        return out.reshape(x.shape)
+
+    def at(self, x: Array, y: Array) -> tuple[Array, int]:
+        """Values at broadcast x, y, each of comparable sizes, as mantissas and one exponent."""
+        return _quotient(self._prepare(x, binary_exponent(x), binary_exponent(y)), y)
 
     def on_pairs(self, h: Array, *, symmetric: bool) -> Array:
         """The matrix of values at all pairs (h_i, h_j); of a symmetric function only one triangle is evaluated."""
+        return np.asarray(np.ldexp(*self.scaled_on_pairs(h, symmetric=symmetric)))
+
+    def scaled_on_pairs(self, h: Array, *, symmetric: bool) -> tuple[Array, int | NDArray[np.int64]]:
+        """What `on_pairs` gives as mantissas and exponents (one for all, if all h are of comparable size)."""
+        groups = same_size(h)
+        if len(groups) == 1:
+            return self._tiled(h, symmetric)
+        out, exponents = np.empty((h.size, h.size)), np.empty((h.size, h.size), dtype=np.int64)
+        for rows in groups:
+            for columns in groups:
+                block = np.ix_(rows, columns)
+                out[block], exponents[block] = self.at(h[rows, None], h[None, columns])
+        return out, exponents
+
+    def _tiled(self, h: Array, symmetric: bool) -> tuple[Array, int]:
         n = h.size
-        prepared = self._prepare(h[:, None], binary_exponent(h))
-        out = np.empty((n, n))
+        prepared = self._prepare(h[:, None], binary_exponent(h), binary_exponent(h))
+        out, exponent = np.empty((n, n)), 0
         start = 0
         while start < n:
             first = start if symmetric else 0
             stop = min(n, start + max(1, _TILE // (n - first)))
             rows = slice(start, stop)
-            out[rows, first:] = _quotient(tuple(p[rows] for p in prepared), h[None, first:])
+            out[rows, first:], exponent = _quotient(tuple(p[rows] for p in prepared), h[None, first:])
             if symmetric:
                 # Within the square on the diagonal both triangles were evaluated; one of them is kept.
                 out[stop:, rows] = out[rows, stop:].T
@@ -87,7 +111,7 @@ class Quotient:
                 lower = np.tril_indices(stop - start, -1)
                 square[lower] = square.T[lower]
             start = stop
-        return out
+        return out, exponent
 
     def log_derivative_x(self, x: Array, y: Array) -> Array:
         """``x d ln|f| / dx`` at broadcast x, y."""
@@ -98,19 +122,18 @@ class Quotient:
                 total += sign * np.ldexp(slope / value, e - f)
         return total
 
-    def _prepare(self, x: Array, scale: int) -> tuple[PreparedPolynomial, ...]:
-        return tuple(p.prepare(x, scale) for p in (self.numerator, *self.denominators))
+    def _prepare(self, x: Array, scale: int, scale_y: int) -> tuple[PreparedPolynomial, ...]:
+        return tuple(p.prepare(x, scale, scale_y) for p in (self.numerator, *self.denominators))
 
 
-def _quotient(prepared: tuple[PreparedPolynomial, ...], y: Array) -> Array:
+def _quotient(prepared: tuple[PreparedPolynomial, ...], y: Array) -> tuple[Array, int]:
+    """Values as mantissas and one exponent."""
     values, exponent = prepared[0](y), prepared[0].exponent
     with np.errstate(divide="ignore", invalid="ignore"):
         for divisor in prepared[1:]:
             values = values / divisor(y)
             exponent -= divisor.exponent
-    # A plain product is much faster than ldexp, and as exact where the factor is a normal number.
-    values = values * 2.0**exponent if abs(exponent) < 1000 else np.ldexp(values, exponent)
-    return np.broadcast_to(values, np.broadcast_shapes(prepared[0].x.shape, y.shape))
+    return np.broadcast_to(values, np.broadcast_shapes(prepared[0].x.shape, y.shape)), exponent
 
 
 @dataclass(frozen=True)
@@ -133,7 +156,30 @@ class MeanKernel:
 @functools.lru_cache(maxsize=256)
 def pair_kernel(optimizer: Optimizer) -> PairKernel:
     """Solve the pair Stein equation of an optimizer with every hyper-parameter bound."""
+    return _pair_kernel(optimizer, *_integer_recursion(recursion(optimizer)))
+
+
+@functools.lru_cache(maxsize=64)
+def _kick_kernels(optimizer: Optimizer) -> tuple[PairKernel, ...]:
+    """For each slot the kernel of noise of variance 1 that enters there alone."""
     increment, gain = _integer_recursion(recursion(optimizer))
+    size = len(gain)
+    return tuple(_pair_kernel(optimizer, increment, [[Fraction(p == q)] for q in range(size)]) for p in range(size))
+
+
+def kicked_variances(optimizer: Optimizer, h: Array) -> list[tuple[Array, NDArray[np.int64]]]:
+    """For noise of variance 1 in each slot, what becomes the variance of all, as mantissas and exponents (m, n)."""
+    out = []
+    for kernel in _kick_kernels(optimizer):
+        values, exponents = np.empty((len(kernel.entries), h.size)), np.empty((len(kernel.entries), h.size), dtype=int)
+        for a, row in enumerate(kernel.entries):
+            for part in same_size(h):
+                values[a, part], exponents[a, part] = row[a].at(h[part], h[part])
+        out.append((values, exponents))
+    return out
+
+
+def _pair_kernel(optimizer: Optimizer, increment: list[list[list[Fraction]]], gain: list[list[Fraction]]) -> PairKernel:
     unit, increments, gains = _common_denominator(increment, gain)
     at = {v: ([[_in(e, v) for e in row] for row in increments], [_in(e, v) for e in gains]) for v in (_X, _Y)}
     (dx, bx), (dy, by) = at[_X], at[_Y]

@@ -38,7 +38,7 @@ def check_stable(optimizer: Optimizer, eigenvalues: Array) -> None:
     """Raise `UnstableError` if a margin is not positive, for the eigenvalue that needs the smallest learning rate."""
     unstable = np.zeros(eigenvalues.shape, dtype=np.bool_)
     for margin in _margins(optimizer):
-        unstable |= ~(margin(eigenvalues)[0] > 0)
+        unstable |= ~(margin.signs(eigenvalues) > 0)
     offenders = eigenvalues[unstable]
     if not offenders.size:
         return

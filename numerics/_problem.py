@@ -6,6 +6,7 @@ the plain rule with the Hessian ``R H R`` and the noise ``R C R``, and every slo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -15,9 +16,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..theory import Optimizer, recursion
 from ._arrays import positive_semidefinite, rounding_level
-from ._directions import Directions, check_flat_noise, eigen_directions
+from ._directions import EPS, Directions, check_flat_noise, eigen_directions
+from ._forward_error import HessianError, Responses
 from ._kernel import pair_kernel
 from ._margins import check_stable
+from ._rotated_noise import RotatedNoise, is_diagonal, rotated_noise
 from .preconditioners import preconditioner_sqrt
 
 __all__ = ["Problem", "is_diagonal", "make_problem"]
@@ -25,9 +28,8 @@ __all__ = ["Problem", "is_diagonal", "make_problem"]
 Array: TypeAlias = NDArray[np.float64]
 
 
-def is_diagonal(a: Array) -> bool:
-    """Whether nothing off the diagonal is nonzero."""
-    return bool(np.count_nonzero(a) == np.count_nonzero(np.diagonal(a)))
+#: The noise in the eigenbasis, from whoever has it in a better form than as an array.
+NoiseIn: TypeAlias = Callable[[Directions], RotatedNoise]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,32 +44,82 @@ class Problem:
     plain_hessian: Array
     plain_noise: Array
 
+    hessian_factor: tuple[Array, float] | None = None
+    noise_in: NoiseIn | None = None
+
     @cached_property
     def directions(self) -> Directions:
         """Eigen-directions of the Hessian in plain coordinates."""
-        return eigen_directions(self.optimizer, self.plain_hessian)
+        if self.hessian_factor is not None:
+            return eigen_directions(self.optimizer, self.plain_hessian, factor=self.hessian_factor)
+        return eigen_directions(self.optimizer, self.plain_hessian, formed=self.preconditioner_error)
+
+    @cached_property
+    def scaled_noise(self) -> RotatedNoise:
+        """The noise covariance in the basis of the directions, in units of a power of two, and how well it is known."""
+        if self.noise_in is not None:
+            return self.noise_in(self.directions)
+        return rotated_noise(self.noise, self.directions, self.root)
 
     @cached_property
     def rotated_noise(self) -> Array:
         """The noise covariance in the basis of the directions."""
-        return self.directions.rotate(self.plain_noise)
+        return np.ldexp(self.scaled_noise.covariance, self.scaled_noise.exponent)
 
     def check(self) -> None:
         """Raise unless the problem has a stationary law."""
         pair_kernel(self.optimizer)  # refuses a rule that never forgets, whatever the curvature
         directions = self.directions
         check_stable(self.optimizer, directions.eigenvalues[directions.moving])
-        check_flat_noise(directions, self.rotated_noise, self.noise_level)
+        self.check_flat()
+
+    def check_flat(self) -> None:
+        """Raise if noise reaches a flat direction."""
+        if self.directions.flat.size:
+            check_flat_noise(self.directions, self.rotated_noise, self.noise_level)
 
     @cached_property
-    def noise_level(self) -> float:
+    def noise_level(self) -> float | Array:
         r"""Up to which variance the noise along a direction counts as none.
 
-        The rounding of the rotation, :math:`8 d \varepsilon \max|c|`; 0 if H and C are diagonal, which is exact.
+        The rounding of the array, :math:`8 d \varepsilon \max|c|`; 0 if H and C are diagonal, which is exact.  Where the
+        noise came in a better form, its error there, direction by direction.
         """
+        if self.noise_in is not None:
+            return np.ldexp(np.diagonal(self.scaled_noise.error), self.scaled_noise.exponent)
         if self.directions.basis is None and is_diagonal(self.plain_noise):
             return 0.0
         return rounding_level(self.plain_noise)
+
+    @property
+    def heard(self) -> NDArray[np.bool_]:
+        """Which directions have noise."""
+        return np.asarray(np.diagonal(self.rotated_noise) > self.noise_level)
+
+    @cached_property
+    def hessian_error(self) -> HessianError:
+        """How well the Hessian is known in its eigenbasis, the preconditioner's share included."""
+        known, h = self.directions.error, self.directions.eigenvalues
+        if self.root is None:
+            return known
+        # An error of P, as the factor I + Q of the gradient in plain coordinates, is one of Q H in the Hessian.
+        return HessianError(known.spectral, (*known.terms, (np.full(h.size, self.preconditioner_error), h)))
+
+    @cached_property
+    def preconditioner_error(self) -> float:
+        """The relative error of the root of the preconditioner and of what is formed with it: its condition."""
+        if self.root is None:
+            return 0.0
+        if self.root.ndim == 1:
+            return 4.0 * EPS
+        assert self.inverse_root is not None
+        condition = float(np.linalg.norm(self.root, 2) * np.linalg.norm(self.inverse_root, 2)) ** 2
+        return 4.0 * self.root.shape[0] * EPS * condition
+
+    @cached_property
+    def responses(self) -> Responses:
+        """What kicks along the directions become."""
+        return Responses(self.optimizer, self.directions.eigenvalues, self.directions.flat)
 
     @property
     def root_log_det(self) -> float:
@@ -90,18 +142,34 @@ class Problem:
 
 
 def make_problem(
-    optimizer: Optimizer, hessian: ArrayLike, noise: ArrayLike, preconditioner: ArrayLike | None
+    optimizer: Optimizer,
+    hessian: ArrayLike,
+    noise: ArrayLike,
+    preconditioner: ArrayLike | None,
+    *,
+    hessian_factor: tuple[Array, float] | None = None,
+    noise_in: NoiseIn | None = None,
 ) -> Problem:
-    """Check every argument and change to plain coordinates."""
+    """Check every argument and change to plain coordinates.
+
+    ``hessian_factor``, a pair (A, shift) with the Hessian ``A'A + shift I``, and ``noise_in``, which gives the noise in
+    the eigenbasis (of the preconditioned Hessian, if there is a preconditioner), are for data that know more of both
+    than the arrays tell.
+    """
     optimizer = recursion(optimizer).optimizer
     optimizer.require_bound()
     h = positive_semidefinite("hessian", hessian)
     c = positive_semidefinite("noise", noise, dim=h.shape[0])
     if preconditioner is None:
-        return Problem(optimizer, h, c, None, None, h, c)
+        return Problem(optimizer, h, c, None, None, h, c, hessian_factor, noise_in)
     root, inverse = preconditioner_sqrt(preconditioner, dim=h.shape[0])
     plain = (_symmetric_part(_congruent(root, a)) for a in (h, c))
-    return Problem(optimizer, h, c, root, inverse, *plain)
+    if hessian_factor is not None:
+        factor, shift = hessian_factor
+        if shift:
+            factor = np.vstack([factor, np.sqrt(shift) * np.eye(h.shape[0])])
+        hessian_factor = (factor * root if root.ndim == 1 else factor @ root), 0.0
+    return Problem(optimizer, h, c, root, inverse, *plain, hessian_factor, noise_in)
 
 
 def _congruent(root: Array, a: Array) -> Array:

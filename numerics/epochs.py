@@ -28,7 +28,6 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InvalidProblemError, NonStationaryError
 from ..theory import Optimizer, recursion
 from ._arrays import whole_number
-from ._directions import check_flat_noise
 from ._epoch_noise import EpochNoise, epoch_noise
 from ._epoch_sums import Correlated, EpochSteps, epoch_steps, exactly, with_empty_sum
 from ._evolution import Evolution
@@ -126,7 +125,7 @@ class EpochCovariance(SlotLaw):
     @cached_property
     def _log_det_and_rank(self) -> tuple[float, int]:
         problem, s = self._problem, self._eigenbasis_value
-        heard = np.diagonal(problem.rotated_noise) > problem.noise_level
+        heard = problem.heard
         log_det, rank = log_determinant(s, heard)
         if problem.root is None:
             return log_det, rank
@@ -281,7 +280,7 @@ def _start_of_epoch(problem: Problem, noise: EpochNoise) -> tuple[EpochSteps, Ev
 
 def _check_no_walk(problem: Problem, noise: EpochNoise) -> None:
     try:
-        check_flat_noise(problem.directions, problem.rotated_noise, problem.noise_level)
+        problem.check_flat()
     except NonStationaryError as error:
         raise NonStationaryError(
             f"{error} (Noise that sums to zero over an epoch, correlation -1/(batches_per_epoch - 1), would not "

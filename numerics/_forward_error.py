@@ -1,0 +1,299 @@
+r"""How wrong a law can be: first-order bounds of what the rounding of an eigen-decomposition does to a covariance.
+
+**Theorem.**  Let the computed eigenbasis be that of :math:`H + E`, and the noise in it be known up to dC.  The state
+covariance Z of :math:`z' = A z + B\xi` then changes, to first order, by the solution of the Stein equation with
+
+.. math:: R = dA\,Z\,A^\top + A\,Z\,dA^\top + dB\,C\,B^\top + B\,C\,dB^\top + B\,dC\,B^\top
+
+on its right, :math:`dA_{ik} = A[h_i, h_k]\,E_{ik}` with divided differences, and likewise dB.  In the eigenbasis the
+solution is :math:`\sum_t A_i^t R_{ij} A_j^{t\top}`, and for its entry between the slots a and b
+
+.. math:: |dZ_{ij}^{ab}| \le \|R_{ij}\| \sum_t \|e_a^\top A_i^t\|\,\|e_b^\top A_j^t\|
+          \le \|R_{ij}\| \sum_n q_n^a(i)\, q_n^b(j) , \qquad q_n^a(i)^2 = \sum_{2^{n-1} \le t < 2^n} \|e_a^\top A_i^t\|^2
+
+by the Cauchy-Schwarz inequality within each block of times.  Unlike one inequality for all times, this knows that a
+fast direction and a slow one overlap for a short time only.  The blocks are summed exactly by doubling, and the sum
+over n is a product of two d x blocks matrices.  Likewise :math:`\|Z_{kj}\| \le |c_{kj}| \sum_n r_n(k)\, r_n(j)` with the
+blocks of :math:`A^t b`.
+
+What is of second order is at most :math:`\theta/(1-\theta)` times the first, with :math:`\theta` the norm of the map
+that E puts into the equation times that of the solution operator; where :math:`\theta > 1/10` nothing is claimed.
+
+Slots are measured in powers of two of the size of b, and H in a power of two, so that nothing overflows.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import AccuracyWarning
+from ..theory import Optimizer
+from ._evolution import step_coefficients
+from ._polynomial import binary_exponent
+
+__all__ = ["ACCURATE", "LARGEST_THETA", "HessianError", "Responses", "power_of_two", "warn_if_inaccurate"]
+
+Array: TypeAlias = NDArray[np.float64]
+
+#: Error bounds above this are warned of.
+ACCURATE = 1e-6
+#: Above this the first order says nothing.
+LARGEST_THETA = 0.1
+#: Doublings until the rounding of the increment of so many steps shows (in one dimension there is none).
+_DOUBLINGS = 40
+_DOUBLINGS_1D = 1100
+
+
+@dataclass(frozen=True, eq=False)
+class HessianError:
+    r"""A bound on the error E of a Hessian in its computed eigenbasis.
+
+    :math:`E = E_0 + E_1` with :math:`\|E_0\|_2 \le` ``spectral`` (what `eigh` guarantees) and
+    :math:`|E_{1,ij}| \le \sum l_i r_j` over ``terms`` of pairs (l, r), symmetrised by the caller where it should be.
+    """
+
+    spectral: float = 0.0
+    terms: tuple[tuple[Array, Array], ...] = ()
+
+    @property
+    def none(self) -> bool:
+        """Whether there is no error."""
+        return self.spectral == 0.0 and not self.terms
+
+    def scaled(self, factor: float) -> HessianError:
+        """Of a Hessian times a number."""
+        return HessianError(self.spectral * factor, tuple((left * factor, right) for left, right in self.terms))
+
+    def times(self, sizes: Array) -> Array:
+        """Bounds on the entries of E X, from those of X."""
+        out = np.zeros_like(sizes)
+        if self.spectral:
+            out += self.spectral * np.linalg.norm(sizes, axis=0)
+        for left, right in self.terms:
+            out += left[:, None] * (right @ sizes)
+        return out
+
+    @property
+    def entries(self) -> float | Array:
+        """Bounds on the entries of E."""
+        total: float | Array = self.spectral
+        for left, right in self.terms:
+            total = total + np.outer(left, right)
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class Responses:
+    """What kicks become, for the eigenvalues h of a Hessian: of bound rule, over all times or for ``steps`` of them.
+
+    ``flat`` are the directions that are never forgotten; kicks along them leave the directions that move by turning
+    the basis, and are not propagated among themselves.
+    """
+
+    optimizer: Optimizer
+    h: Array
+    flat: NDArray[np.intp]
+    steps: int | None = None
+
+    @cached_property
+    def _exponent(self) -> int:
+        return binary_exponent(self.h)
+
+    @cached_property
+    def _exact(self) -> tuple[list[list[list[Fraction]]], list[list[Fraction]]]:
+        """Coefficients of D and b in units of ``2**exponent`` for h."""
+        increment, gain = step_coefficients(self.optimizer)
+        m, unit = len(gain), Fraction(2) ** self._exponent
+        shifted = [[c * unit**k for k, c in enumerate(entry)] for entry in (*increment, *gain)]
+        return [shifted[m * p : m * (p + 1)] for p in range(m)], shifted[m * m :]
+
+    @cached_property
+    def units(self) -> tuple[int, ...]:
+        """Exponents of the slots' units: the size of b, or of what one more step makes of it where that is 0."""
+        increment, gain = self._exact
+        sizes = [sum((abs(c) for c in entry), Fraction(0)) for entry in gain]
+        for _ in gain:
+            sizes = [
+                own or sum((sum((abs(c) for c in e), Fraction(0)) * s for e, s in zip(row, sizes, strict=True)), own)
+                for own, row in zip(sizes, increment, strict=True)
+            ]
+        return tuple(_exponent_of(size) for size in sizes)
+
+    @cached_property
+    def _coefficients(self) -> tuple[Array, Array]:
+        """Coefficients of D, shape (degree + 1, m, m), and of b, shape (degree + 1, m), in the slots' units."""
+        increment, gain = self._exact
+        m, unit = len(gain), [Fraction(2) ** u for u in self.units]
+        degree = max(len(e) for row in (*increment, gain) for e in row)
+        d, b = np.zeros((degree, m, m)), np.zeros((degree, m))
+        for p in range(m):
+            for k, c in enumerate(gain[p]):
+                b[k, p] = float(c / unit[p])
+            for q in range(m):
+                for k, c in enumerate(increment[p][q]):
+                    d[k, p, q] = float(c * unit[q] / unit[p])
+        return d, b
+
+    @cached_property
+    def _local(self) -> Array:
+        return np.ldexp(self.h, -self._exponent)
+
+    @cached_property
+    def _increments(self) -> Array:
+        """D at every eigenvalue, shape (n, m, m)."""
+        return _horner(self._coefficients[0], self._local)
+
+    @cached_property
+    def _gains(self) -> Array:
+        """b at every eigenvalue, shape (n, m)."""
+        return _horner(self._coefficients[1], self._local)
+
+    @cached_property
+    def kicks(self) -> Array:
+        """q: root sums of squares of the rows of A^t, shape (m, n, blocks)."""
+        m = len(self.units)
+        return self._blocks(np.broadcast_to(np.eye(m), (self.h.size, m, m)))
+
+    @cached_property
+    def noise(self) -> Array:
+        """r: root sums of squares of all slots of A^t b, shape (n, blocks)."""
+        return np.asarray(np.sqrt(np.sum(self._blocks(self._gains[:, :, None]) ** 2, axis=0)))
+
+    def state(self, noise: Array) -> Array:
+        """Bounds on the norms of the slot blocks of Z, for every pair of directions, from the entries of C."""
+        return np.abs(noise) * (self.noise @ self.noise.T)
+
+    def overlap(self, a: int | None = None, b: int | None = None) -> Array:
+        """Bounds on the solution operator of every pair, for the slots a and b (None: for all of them together)."""
+        left, right = (self._all_kicks if s is None else self.kicks[s] for s in (a, b))
+        out = left @ right.T
+        out[np.ix_(self.flat, self.flat)] = 0.0
+        return np.asarray(out)
+
+    def right_hand_side(self, hessian: HessianError, state: Array, noise: Array, noise_error: Array) -> Array:
+        """Bounds on the norms of R, from those of Z and of the entries of C and dC."""
+        d, b = self._coefficients
+        powers = np.arange(len(d))
+        error = hessian.scaled(2.0**-self._exponent)
+        gain = np.linalg.norm(self._gains, axis=1)
+        size = np.linalg.norm(self._increments + np.eye(len(self.units)), axis=(1, 2))
+        bent = float(powers @ np.linalg.norm(b, axis=1))
+        out = float(powers @ np.linalg.norm(d, axis=(1, 2))) * error.times(state) * size
+        if bent:
+            out += bent * error.times(np.abs(noise)) * gain
+        return np.asarray(out + out.T + np.outer(gain, gain) * noise_error)
+
+    def theta(self, hessian: HessianError) -> float:
+        """The size of the change relative to what is changed: the second order is this small against the first."""
+        if hessian.none:
+            return 0.0
+        d, _ = self._coefficients
+        slope = float(np.arange(len(d)) @ np.linalg.norm(d, axis=(1, 2)))
+        size = float(np.max(np.linalg.norm(self._increments + np.eye(len(self.units)), axis=(1, 2))))
+        entries = hessian.scaled(2.0**-self._exponent).entries
+        change = slope * (entries + np.transpose(entries)) * max(size, 1.0)
+        return float(np.max(self.overlap() * change, initial=0.0))
+
+    def change(
+        self, hessian: HessianError, noise: Array, noise_error: Array, *, a: int = 0, b: int = 0
+    ) -> tuple[Array, int] | None:
+        """Bounds on the entries of dZ between two slots, in units of a power of two; None where nothing is known.
+
+        ``noise`` and ``noise_error`` bound the entries of C and dC in the eigenbasis.
+        """
+        theta = self.theta(hessian)
+        if not theta <= LARGEST_THETA:
+            return None
+        right = self.right_hand_side(hessian, self.state(noise), noise, noise_error)
+        entries = self.overlap(a, b) * right
+        if theta:
+            # The rest of the series, in the norm of all slots: at most theta / (1 - theta) of the first order there.
+            rest = theta / (1.0 - theta) * (self.overlap() * right)
+            entries = entries + np.minimum(theta / (1.0 - theta), 1.0) * rest + theta * entries
+        return entries, self.units[a] + self.units[b]
+
+    @cached_property
+    def _all_kicks(self) -> Array:
+        return np.asarray(np.sqrt(np.sum(self.kicks**2, axis=0)))
+
+    def _blocks(self, kicks: Array) -> Array:
+        """Root sums of squares of every slot over the times 0, 1, 2-3, 4-7, ...: shape (m, n, blocks)."""
+        m = len(self.units)
+        moving = np.setdiff1d(np.arange(self.h.size), self.flat)
+        d, total = self._increments, kicks @ kicks.swapaxes(1, 2)
+        last = (_DOUBLINGS_1D if m == 1 else _DOUBLINGS) if self.steps is None else _DOUBLINGS_1D
+        if self.steps is not None:
+            last = min(last, max(self.steps - 1, 0).bit_length())
+        blocks = [np.diagonal(total, axis1=1, axis2=2)]
+        largest = blocks[0].sum(axis=1)
+        for n in range(last):
+            if m > 1 and n >= _DOUBLINGS:
+                # What is left after so many steps is constant, or nearly so: as many times more of the same.
+                blocks.append(2.0 * blocks[-1])
+                continue
+            moved = total + d @ total
+            moved = moved + moved @ d.swapaxes(1, 2)
+            total = total + moved
+            d = 2.0 * d + d @ d
+            blocks.append(np.maximum(np.diagonal(moved, axis1=1, axis2=2), 0.0))
+            sums = blocks[-1].sum(axis=1)
+            largest = largest + sums
+            if not moving.size or np.all(sums[moving] <= 2.0**-60 * largest[moving]):
+                break
+        else:
+            if self.steps is None and m > 1 and moving.size:
+                blocks.append(self._tail(kicks, blocks, moving))
+        return np.sqrt(np.moveaxis(np.stack(blocks, axis=-1), 1, 0))
+
+    def _tail(self, kicks: Array, blocks: Sequence[Array], moving: NDArray[np.intp]) -> Array:
+        """The squares after the last block, from the exact sums over all times."""
+        # Imported here: a kernel is what the laws, whose errors these are, are made of.
+        from ._kernel import kicked_variances
+
+        total = np.zeros_like(blocks[0])
+        sizes = kicked_variances(self.optimizer, self.h[moving])
+        for p in range(len(self.units)):
+            # Kicks as wide as the slots' units bound those of b, whose entries are at most 1 there.
+            mantissa, exponent = sizes[p]
+            for a, unit in enumerate(self.units):
+                total[moving, a] += np.ldexp(mantissa[a], exponent + 2 * self.units[p] - 2 * unit)
+        rest = np.maximum(total - sum(blocks), 0.0) + 1e-3 * total
+        rest[self.flat] = 4.0 * np.max(rest, axis=0, initial=0.0)
+        return np.asarray(rest)
+
+
+def power_of_two(a: Array) -> tuple[Array, int]:
+    """An array as a mantissa with a largest entry of about 1, and an exponent."""
+    exponent = binary_exponent(a)
+    return np.ldexp(a, -exponent), exponent
+
+
+def warn_if_inaccurate(what: str, error: float, cause: str, *, stacklevel: int = 3) -> None:
+    """Warn of an error bound that is too large to be passed over."""
+    if not error <= ACCURATE:
+        bound = "no bound on its relative error is known" if math.isinf(error) else f"its relative error may be {error:.1e}"
+        warnings.warn(f"{what}: {bound}. {cause}", AccuracyWarning, stacklevel=stacklevel)
+
+
+def _horner(coefficients: Array, x: Array) -> Array:
+    out = np.broadcast_to(coefficients[-1], (x.size, *coefficients.shape[1:]))
+    point = x.reshape(-1, *(1,) * (coefficients.ndim - 1))
+    for layer in coefficients[-2::-1]:
+        out = out * point + layer
+    return np.asarray(out)
+
+
+@functools.lru_cache(maxsize=256)
+def _exponent_of(size: Fraction) -> int:
+    """The binary exponent of a positive rational, 0 for 0, whatever its size."""
+    return size.numerator.bit_length() - size.denominator.bit_length() if size else 0
