@@ -3,13 +3,13 @@ r"""The eigen-directions of a Hessian, and which of them an optimizer never forg
 A direction is flat when the recursion has the eigenvalue 1 there, which happens at h = 0 (with weight decay h = 0 is
 an ordinary direction).  From a diagonal Hessian the eigenvalues are exact and only h = 0 is flat.  Any other Hessian
 is known only up to the rounding of its eigen-decomposition, so an eigenvalue of at most
-:math:`d\,\varepsilon\,h_{\max}` is indistinguishable from 0 and counts as 0.  Where that is a matter of the units of the
-coordinates only, a factor of the Hessian tells them apart.
+:math:`d\,\varepsilon\,h_{\max}` is indistinguishable from 0 and counts as 0.  Where only the units of
+the coordinates make it so small, a factor of the Hessian tells it from 0.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -43,7 +43,7 @@ class Directions:
     eigenvalues: Array
     basis: Array | None
     flat: NDArray[np.intp]
-    error: HessianError = HessianError()
+    error: HessianError = field(default_factory=HessianError)
     rows: Array | None = None
 
     @property
@@ -134,10 +134,10 @@ def _from_factor(factor: Array, shift: float, unit_root: bool, given: tuple[Arra
     """
     found = factor_directions(factor, shift)
     sizes = np.linalg.norm(found.rows, axis=0)
-    lengths = 0.5 * found.relative_error * np.divide(
-        found.eigenvalues, sizes, out=np.zeros_like(sizes), where=sizes > 0
+    lengths = (
+        0.5 * found.relative_error * np.divide(found.eigenvalues, sizes, out=np.zeros_like(sizes), where=sizes > 0)
     )
-    terms = ((lengths, sizes), (sizes, lengths))
+    terms: tuple[tuple[Array, Array], ...] = ((lengths, sizes), (sizes, lengths))
     if given is not None:
         # Cholesky's backward error, and that of forming the matrix, are relative to the roots of the diagonal.
         matrix, formed = given
@@ -155,9 +155,9 @@ def check_flat_noise(directions: Directions, noise: Array, level: float | Array)
     r"""Raise `NonStationaryError` if a flat direction receives noise; ``noise`` is in the basis of the directions.
 
     Noise counts as none up to ``level``, the rounding of the noise itself.  The flat eigenvectors are known to an
-    angle of :math:`d\,\varepsilon\,h_{\max}/h_{\min}` only (h_min the smallest eigenvalue that is not flat), so that noise
-    of the directions beside them may be all there is; which of the two it is the arrays do not tell, and there is no
-    law to return.
+    angle of :math:`d\,\varepsilon\,h_{\max}/h_{\min}` only (h_min the smallest eigenvalue that is not flat), so that
+    noise of the directions beside them may be all there is; which of the two it is the arrays do not tell, and there
+    is no law to return.
     """
     flat, moving = directions.flat, directions.eigenvalues[directions.moving]
     variances = np.diagonal(noise)
@@ -168,15 +168,15 @@ def check_flat_noise(directions: Directions, noise: Array, level: float | Array)
     first, many = int(excited[0]), "" if excited.size == 1 else "s"
     exact = directions.basis is None
     message = (
-        f"direction {first} has Hessian eigenvalue {'0' if exact else '0 up to rounding'} and gradient noise of variance "
-        f"{variances[first]:.6g} ({excited.size} such direction{many} in all): it is a random walk and has no stationary "
-        f"law. Add weight_decay, or project it out."
+        f"direction {first} has Hessian eigenvalue {'0' if exact else '0 up to rounding'} and gradient noise of "
+        f"variance {variances[first]:.6g} ({excited.size} such direction{many} in all): it is a random walk and has no "
+        f"stationary law. Add weight_decay, or project it out."
     )
     if not exact and moving.size:
         angle = min(1.0, variances.size * EPS * float(moving.max() / moving.min()))
         if np.all(variances[excited] <= levels[excited] + angle**2 * float(np.sum(variances))):
             message += (
-                f" (So little noise may also be that of directions of small curvature, down to {moving.min():.3g}, which "
-                f"these arrays do not tell from the flat ones.)"
+                f" (So little noise may also be that of directions of small curvature, down to {moving.min():.3g}, "
+                f"which these arrays do not tell from the flat ones.)"
             )
     raise NonStationaryError(message, modes=tuple(int(i) for i in excited))

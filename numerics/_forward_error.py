@@ -8,16 +8,17 @@ covariance Z of :math:`z' = A z + B\xi` then changes, to first order, by the sol
 on its right, :math:`dA_{ik} = A[h_i, h_k]\,E_{ik}` with divided differences, and likewise dB.  In the eigenbasis the
 solution is :math:`\sum_t A_i^t R_{ij} A_j^{t\top}`, and for its entry between the slots a and b
 
-.. math:: |dZ_{ij}^{ab}| \le \|R_{ij}\| \sum_t \|e_a^\top A_i^t\|\,\|e_b^\top A_j^t\|
-          \le \|R_{ij}\| \sum_n q_n^a(i)\, q_n^b(j) , \qquad q_n^a(i)^2 = \sum_{2^{n-1} \le t < 2^n} \|e_a^\top A_i^t\|^2
+.. math:: |dZ_{ij}^{ab}| \le \sum_{pq} |R_{ij}^{pq}| \sum_n k_n^{ap}(i)\, k_n^{bq}(j) , \qquad
+          k_n^{ap}(i)^2 = \sum_{2^{n-1} \le t < 2^n} (A_i^t)_{ap}^2
 
 by the Cauchy-Schwarz inequality within each block of times.  Unlike one inequality for all times, this knows that a
 fast direction and a slow one overlap for a short time only.  The blocks are summed exactly by doubling, and the sum
-over n is a product of two d x blocks matrices.  Likewise :math:`\|Z_{kj}\| \le |c_{kj}| \sum_n r_n(k)\, r_n(j)` with the
-blocks of :math:`A^t b`.
+over n is a product of two d x blocks matrices.  Likewise, with the blocks of :math:`A^t b` and of :math:`A^{t+1} b`,
+:math:`|(Z A^\top)_{kj}^{sq}| \le |c_{kj}| \sum_n r_n^s(k)\, {r'}_n^q(j)`.
 
-What is of second order is at most :math:`\theta/(1-\theta)` times the first, with :math:`\theta` the norm of the map
-that E puts into the equation times that of the solution operator; where :math:`\theta > 1/10` nothing is claimed.
+What is of second order is at most :math:`\theta/(1-\theta)` times the first, in the norm of all slots, with
+:math:`\theta` the norm of the map that E puts into the equation times that of the solution operator; where
+:math:`\theta > 1/10` nothing is claimed.
 
 Slots are measured in powers of two of the size of b, and H in a power of two, so that nothing overflows.
 """
@@ -25,9 +26,10 @@ Slots are measured in powers of two of the size of b, and H in a power of two, s
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -44,6 +46,7 @@ from ._polynomial import binary_exponent
 __all__ = ["ACCURATE", "LARGEST_THETA", "HessianError", "Responses", "power_of_two", "warn_if_inaccurate"]
 
 Array: TypeAlias = NDArray[np.float64]
+Lagged: TypeAlias = Callable[[int, int], Array]
 
 #: Error bounds above this are warned of.
 ACCURATE = 1e-6
@@ -112,7 +115,7 @@ class Responses:
     @cached_property
     def _exact(self) -> tuple[list[list[list[Fraction]]], list[list[Fraction]]]:
         """Coefficients of D and b in units of ``2**exponent`` for h."""
-        increment, gain = step_coefficients(self.optimizer)
+        increment, gain = _step(self.optimizer)
         m, unit = len(gain), Fraction(2) ** self._exponent
         shifted = [[c * unit**k for k, c in enumerate(entry)] for entry in (*increment, *gain)]
         return [shifted[m * p : m * (p + 1)] for p in range(m)], shifted[m * m :]
@@ -155,76 +158,124 @@ class Responses:
 
     @cached_property
     def _gains(self) -> Array:
-        """b at every eigenvalue, shape (n, m)."""
+        """The gains b at every eigenvalue, shape (n, m)."""
         return _horner(self._coefficients[1], self._local)
 
     @cached_property
-    def kicks(self) -> Array:
-        """q: root sums of squares of the rows of A^t, shape (m, n, blocks)."""
-        m = len(self.units)
-        return self._blocks(np.broadcast_to(np.eye(m), (self.h.size, m, m)))
+    def _transitions(self) -> Array:
+        return self._increments + np.eye(len(self.units))
 
     @cached_property
-    def noise(self) -> Array:
-        """r: root sums of squares of all slots of A^t b, shape (n, blocks)."""
-        return np.asarray(np.sqrt(np.sum(self._blocks(self._gains[:, :, None]) ** 2, axis=0)))
+    def kicks(self) -> Array:
+        """k: root sums of squares of the entries of A^t, shape (m to, m from, n, blocks)."""
+        m = len(self.units)
+        columns = [self._blocks(np.broadcast_to(np.eye(m)[:, p : p + 1], (self.h.size, m, 1))) for p in range(m)]
+        return _stacked(columns).swapaxes(0, 1)
 
-    def state(self, noise: Array) -> Array:
-        """Bounds on the norms of the slot blocks of Z, for every pair of directions, from the entries of C."""
-        return np.abs(noise) * (self.noise @ self.noise.T)
+    @cached_property
+    def noise(self) -> tuple[Array, Array]:
+        """The blocks r and r': root sums of squares of the slots of A^t b and A^(t+1) b, shape (m, n, blocks)."""
+        kick = self._gains[:, :, None]
+        both = _stacked([self._blocks(kick), self._blocks(self._transitions @ kick)])
+        return both[0], both[1]
 
-    def overlap(self, a: int | None = None, b: int | None = None) -> Array:
-        """Bounds on the solution operator of every pair, for the slots a and b (None: for all of them together)."""
-        left, right = (self._all_kicks if s is None else self.kicks[s] for s in (a, b))
-        out = left @ right.T
-        out[np.ix_(self.flat, self.flat)] = 0.0
-        return np.asarray(out)
+    def overlap(self, a: int, p: int, b: int, q: int) -> Array:
+        """Bounds on what kicks of slots p and q make of the covariance of a and b, for every pair of directions."""
+        return self._kept(self.kicks[a, p] @ self.kicks[b, q].T)
 
-    def right_hand_side(self, hessian: HessianError, state: Array, noise: Array, noise_error: Array) -> Array:
-        """Bounds on the norms of R, from those of Z and of the entries of C and dC."""
+    @cached_property
+    def _overlap_of_all(self) -> Array:
+        """For all slots together."""
+        every = np.sqrt(np.sum(self.kicks**2, axis=(0, 1)))
+        return self._kept(every @ every.T)
+
+    def _kept(self, overlap: Array) -> Array:
+        if self.flat.size:
+            overlap[np.ix_(self.flat, self.flat)] = 0.0
+        return overlap
+
+    @cached_property
+    def _slopes(self) -> tuple[Array, Array]:
+        """The largest divided differences of D and b, entry by entry, in units of H."""
         d, b = self._coefficients
-        powers = np.arange(len(d))
+        powers = np.arange(len(d), dtype=np.float64)
+        return np.asarray(np.tensordot(powers, np.abs(d), axes=1)), np.asarray(powers @ np.abs(b))
+
+    def right_hand_side(
+        self, hessian: HessianError, noise: Array, noise_error: Array | float, lagged: Lagged | None = None
+    ) -> dict[tuple[int, int], Array]:
+        """Bounds on the entries of R for pairs of slots, from those of C and dC in the eigenbasis.
+
+        ``lagged(s, q)`` bounds the entries of (Z A') between the slots s and q, where Z is not the law of all times.
+        """
         error = hessian.scaled(2.0**-self._exponent)
-        gain = np.linalg.norm(self._gains, axis=1)
-        size = np.linalg.norm(self._increments + np.eye(len(self.units)), axis=(1, 2))
-        bent = float(powers @ np.linalg.norm(b, axis=1))
-        out = float(powers @ np.linalg.norm(d, axis=(1, 2))) * error.times(state) * size
-        if bent:
-            out += bent * error.times(np.abs(noise)) * gain
-        return np.asarray(out + out.T + np.outer(gain, gain) * noise_error)
+        (slopes, bends), gains, m = self._slopes, np.abs(self._gains), len(self.units)
+        before, after = self.noise
+        absolute = np.abs(noise)
+        one_sided: dict[tuple[int, int], Array] = {}
+
+        def add(entries: Array, weights: Array, q: int) -> None:
+            for p in np.flatnonzero(weights).tolist():
+                term = weights[p] * entries
+                one_sided[p, q] = one_sided[p, q] + term if (p, q) in one_sided else term
+
+        for q in range(m) if not error.none else ():
+            for s in np.flatnonzero(slopes.any(axis=0)).tolist():
+                sizes = absolute * (before[s] @ after[q].T) if lagged is None else lagged(s, q)
+                add(error.times(sizes), slopes[:, s], q)
+            if bends.any():
+                add(error.times(absolute) * gains[:, q], bends, q)
+        out: dict[tuple[int, int], Array] = {}
+        for p, q in itertools.product(range(m), repeat=2):
+            total = np.outer(gains[:, p], gains[:, q]) * noise_error
+            if (p, q) in one_sided:
+                total = total + one_sided[p, q]
+            if (q, p) in one_sided:
+                total = total + one_sided[q, p].T
+            if np.any(total):
+                out[p, q] = total
+        return out
 
     def theta(self, hessian: HessianError) -> float:
         """The size of the change relative to what is changed: the second order is this small against the first."""
         if hessian.none:
             return 0.0
-        d, _ = self._coefficients
-        slope = float(np.arange(len(d)) @ np.linalg.norm(d, axis=(1, 2)))
-        size = float(np.max(np.linalg.norm(self._increments + np.eye(len(self.units)), axis=(1, 2))))
+        size = max(1.0, float(np.max(np.linalg.norm(self._transitions, axis=(1, 2)))))
         entries = hessian.scaled(2.0**-self._exponent).entries
-        change = slope * (entries + np.transpose(entries)) * max(size, 1.0)
-        return float(np.max(self.overlap() * change, initial=0.0))
+        change = float(np.linalg.norm(self._slopes[0])) * size * (entries + np.transpose(entries))
+        return float(np.max(self._overlap_of_all * change, initial=0.0))
+
+    def first_order(self, right: Mapping[tuple[int, int], Array], a: int = 0, b: int = 0) -> Array:
+        """Bounds on the entries of dZ between two slots, in units of ``2**(units[a] + units[b])``."""
+        n = self.h.size
+        return sum((self.overlap(a, p, b, q) * entries for (p, q), entries in right.items()), np.zeros((n, n)))
 
     def change(
-        self, hessian: HessianError, noise: Array, noise_error: Array, *, a: int = 0, b: int = 0
-    ) -> tuple[Array, int] | None:
-        """Bounds on the entries of dZ between two slots, in units of a power of two; None where nothing is known.
+        self,
+        hessian: HessianError,
+        noise: Array,
+        noise_error: Array,
+        *,
+        a: int = 0,
+        b: int = 0,
+        lagged: Lagged | None = None,
+    ) -> Array | None:
+        """Bounds on the entries of dZ between two slots, in units of ``2**(units[a] + units[b])``; None: nothing known.
 
-        ``noise`` and ``noise_error`` bound the entries of C and dC in the eigenbasis.
+        ``noise`` and ``noise_error`` bound the entries of C and dC in the eigenbasis.  What is of second order is added
+        to the diagonal, as a whole: only the Frobenius norm of the result is a bound.
         """
-        theta = self.theta(hessian)
-        if not theta <= LARGEST_THETA:
-            return None
-        right = self.right_hand_side(hessian, self.state(noise), noise, noise_error)
-        entries = self.overlap(a, b) * right
-        if theta:
-            # The rest of the series, in the norm of all slots: at most theta / (1 - theta) of the first order there.
-            rest = theta / (1.0 - theta) * (self.overlap() * right)
-            entries = entries + np.minimum(theta / (1.0 - theta), 1.0) * rest + theta * entries
-        return entries, self.units[a] + self.units[b]
-
-    @cached_property
-    def _all_kicks(self) -> Array:
-        return np.asarray(np.sqrt(np.sum(self.kicks**2, axis=0)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            theta = self.theta(hessian)
+            if not theta <= LARGEST_THETA:
+                return None
+            right = self.right_hand_side(hessian, noise, noise_error, lagged)
+            entries = self.first_order(right, a, b)
+            if theta and right:
+                whole = self._overlap_of_all * np.sqrt(sum(r**2 for r in right.values()))
+                rest = theta / (1.0 - theta) * float(np.linalg.norm(whole))
+                entries = entries + rest * np.eye(self.h.size)
+        return entries if np.isfinite(entries).all() else None
 
     def _blocks(self, kicks: Array) -> Array:
         """Root sums of squares of every slot over the times 0, 1, 2-3, 4-7, ...: shape (m, n, blocks)."""
@@ -261,15 +312,20 @@ class Responses:
         from ._kernel import kicked_variances
 
         total = np.zeros_like(blocks[0])
-        sizes = kicked_variances(self.optimizer, self.h[moving])
-        for p in range(len(self.units)):
-            # Kicks as wide as the slots' units bound those of b, whose entries are at most 1 there.
-            mantissa, exponent = sizes[p]
+        for p, (mantissas, exponents) in enumerate(kicked_variances(self.optimizer, self.h[moving])):
             for a, unit in enumerate(self.units):
-                total[moving, a] += np.ldexp(mantissa[a], exponent + 2 * self.units[p] - 2 * unit)
+                total[moving, a] += np.ldexp(mantissas[a], exponents[a] + 2 * self.units[p] - 2 * unit)
+        # Of unit kicks in every slot; these are at most so large.
+        total *= np.sum(kicks**2, axis=(1, 2))[:, None] if kicks.shape[2] == 1 else 1.0
         rest = np.maximum(total - sum(blocks), 0.0) + 1e-3 * total
         rest[self.flat] = 4.0 * np.max(rest, axis=0, initial=0.0)
         return np.asarray(rest)
+
+
+def _stacked(parts: Sequence[Array]) -> Array:
+    """Arrays of different numbers of blocks, the last axis, as one."""
+    most = max(part.shape[-1] for part in parts)
+    return np.stack([np.pad(p, [(0, 0)] * (p.ndim - 1) + [(0, most - p.shape[-1])]) for p in parts])
 
 
 def power_of_two(a: Array) -> tuple[Array, int]:
@@ -281,7 +337,8 @@ def power_of_two(a: Array) -> tuple[Array, int]:
 def warn_if_inaccurate(what: str, error: float, cause: str, *, stacklevel: int = 3) -> None:
     """Warn of an error bound that is too large to be passed over."""
     if not error <= ACCURATE:
-        bound = "no bound on its relative error is known" if math.isinf(error) else f"its relative error may be {error:.1e}"
+        known = f"its relative error may be {error:.1e}"
+        bound = "no bound on its relative error is known" if math.isinf(error) else known
         warnings.warn(f"{what}: {bound}. {cause}", AccuracyWarning, stacklevel=stacklevel)
 
 
@@ -294,6 +351,10 @@ def _horner(coefficients: Array, x: Array) -> Array:
 
 
 @functools.lru_cache(maxsize=256)
+def _step(optimizer: Optimizer) -> tuple[list[list[Fraction]], list[list[Fraction]]]:
+    return step_coefficients(optimizer)
+
+
 def _exponent_of(size: Fraction) -> int:
     """The binary exponent of a positive rational, 0 for 0, whatever its size."""
     return size.numerator.bit_length() - size.denominator.bit_length() if size else 0

@@ -60,7 +60,7 @@ class ExactPolynomial:
         return max((k for k, _ in self.terms), default=0), max((n for _, n in self.terms), default=0)
 
     def prepare(self, x: Array, scale: int, scale_y: int | None = None) -> PreparedPolynomial:
-        """Evaluate in x, leaving a polynomial in y; x is at most ``2**scale`` in magnitude, the later y ``2**scale_y``."""
+        """Evaluate in x, leaving a polynomial in y; x is at most ``2**scale`` in size, the later y ``2**scale_y``."""
         return PreparedPolynomial.of(self, x, scale, scale if scale_y is None else scale_y)
 
     def __call__(self, x: Array, y: Array | None = None) -> tuple[Array, int]:
@@ -178,7 +178,7 @@ class PreparedPolynomial:
 
 
 def same_size(x: Array) -> list[NDArray[np.intp]]:
-    """The indices of an array of one axis in groups, within each of which sizes differ by a factor of at most 2**100."""
+    """The indices of an array of one axis in groups, in each of which sizes differ by a factor of at most 2**100."""
     exponents = np.frexp(x)[1]
     top = int(exponents.max(initial=0))
     # A zero has the units of the largest.

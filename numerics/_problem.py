@@ -64,7 +64,7 @@ class Problem:
     @cached_property
     def rotated_noise(self) -> Array:
         """The noise covariance in the basis of the directions."""
-        return np.ldexp(self.scaled_noise.covariance, self.scaled_noise.exponent)
+        return np.asarray(np.ldexp(self.scaled_noise.covariance, self.scaled_noise.exponent))
 
     def check(self) -> None:
         """Raise unless the problem has a stationary law."""
@@ -82,11 +82,11 @@ class Problem:
     def noise_level(self) -> float | Array:
         r"""Up to which variance the noise along a direction counts as none.
 
-        The rounding of the array, :math:`8 d \varepsilon \max|c|`; 0 if H and C are diagonal, which is exact.  Where the
-        noise came in a better form, its error there, direction by direction.
+        The rounding of the array, :math:`8 d \varepsilon \max|c|`; 0 if H and C are diagonal, which is exact.  Where
+        the noise came in a better form, its error there, direction by direction.
         """
         if self.noise_in is not None:
-            return np.ldexp(np.diagonal(self.scaled_noise.error), self.scaled_noise.exponent)
+            return np.asarray(np.ldexp(np.diagonal(self.scaled_noise.error), self.scaled_noise.exponent))
         if self.directions.basis is None and is_diagonal(self.plain_noise):
             return 0.0
         return rounding_level(self.plain_noise)
@@ -114,7 +114,7 @@ class Problem:
             return 4.0 * EPS
         assert self.inverse_root is not None
         condition = float(np.linalg.norm(self.root, 2) * np.linalg.norm(self.inverse_root, 2)) ** 2
-        return 4.0 * self.root.shape[0] * EPS * condition
+        return float(4.0 * self.root.shape[0] * EPS * condition)
 
     @cached_property
     def responses(self) -> Responses:
@@ -163,13 +163,13 @@ def make_problem(
     if preconditioner is None:
         return Problem(optimizer, h, c, None, None, h, c, hessian_factor, noise_in)
     root, inverse = preconditioner_sqrt(preconditioner, dim=h.shape[0])
-    plain = (_symmetric_part(_congruent(root, a)) for a in (h, c))
+    plain_h, plain_c = (_symmetric_part(_congruent(root, a)) for a in (h, c))
     if hessian_factor is not None:
         factor, shift = hessian_factor
         if shift:
             factor = np.vstack([factor, np.sqrt(shift) * np.eye(h.shape[0])])
         hessian_factor = (factor * root if root.ndim == 1 else factor @ root), 0.0
-    return Problem(optimizer, h, c, root, inverse, *plain, hessian_factor, noise_in)
+    return Problem(optimizer, h, c, root, inverse, plain_h, plain_c, hessian_factor, noise_in)
 
 
 def _congruent(root: Array, a: Array) -> Array:

@@ -2,9 +2,10 @@ r"""Gradient noise in the eigenbasis of a Hessian, carried there as a factor, an
 
 Rotated entry by entry, a covariance of less than full rank gets noise of the size :math:`\varepsilon \max|c|` in
 directions that have none, which the inverse of a small curvature then magnifies: a covariance matrix with negative
-eigenvalues.  So :math:`C = L L^\top` is factored first, by Cholesky's method with pivots on the matrix with its diagonal
-scaled to 1, and :math:`G = U^\top L` is rotated.  The error of :math:`c_{ij} = g_i \cdot g_j` is then in proportion to
-:math:`|g_i|` and :math:`|g_j|`, and the law positive semidefinite up to a few units in the last place of its diagonal.
+eigenvalues.  So :math:`C = L L^\top` is factored first, by Cholesky's method with pivots on the matrix with its
+diagonal scaled to 1, and :math:`G = U^\top L` is rotated.  The error of :math:`c_{ij} = g_i \cdot g_j` is then in
+proportion to :math:`|g_i|` and :math:`|g_j|`, and the law positive semidefinite up to a few units in the last place of
+its diagonal.
 
 What C itself says of a direction is good to its own rounding only, which `RotatedNoise.error` counts.
 """
@@ -34,6 +35,8 @@ class RotatedNoise:
     covariance: Array
     error: Array
     exponent: int
+    #: Whether it is positive semidefinite up to the relative rounding of its factor's rows.
+    definite: bool = True
 
 
 def is_diagonal(a: Array) -> bool:
@@ -48,12 +51,8 @@ def rotated_noise(noise: Array, directions: Directions, root: Array | None = Non
     if basis is None and (root is None or root.ndim == 1):
         plain = c if root is None else root[:, None] * c * root
         error = np.zeros_like(c) if root is None else 4.0 * EPS * np.abs(plain)
-        if is_diagonal(c) or _definite(c):
-            return _in_units(plain, error, exponent)
-        deviations, factor, loss = _factor(c)
-        rows = factor if root is None else root[:, None] * factor
-        n = deviations if root is None else root * deviations
-        return _in_units(rows @ rows.T, error + loss * np.outer(n, n), exponent)
+        # Nothing is rotated, so that every entry stays what it was.
+        return _in_units(plain, error, exponent, definite=is_diagonal(c) or _definite(c))
     deviations, factor, loss = _factor(c)
     rows, weights = factor, deviations
     if root is not None:
@@ -70,10 +69,10 @@ def rotated_noise(noise: Array, directions: Directions, root: Array | None = Non
     return _in_units(rows @ rows.T, error, exponent)
 
 
-def _in_units(covariance: Array, error: Array, exponent: int) -> RotatedNoise:
+def _in_units(covariance: Array, error: Array, exponent: int, definite: bool = True) -> RotatedNoise:
     """With entries of at most about 1 (a root may have changed the scale)."""
     shift = binary_exponent(covariance)
-    return RotatedNoise(np.ldexp(covariance, -shift), np.ldexp(error, -shift), exponent + shift)
+    return RotatedNoise(np.ldexp(covariance, -shift), np.ldexp(error, -shift), exponent + shift, definite)
 
 
 def _definite(c: Array) -> bool:
@@ -105,7 +104,7 @@ def _factor(c: Array) -> tuple[Array, Array, float]:
     factor[pivots - 1] = np.tril(triangle)[:, :rank]
     # What was left out is known, and as much again as the rounding of this very difference.
     loss = float(np.max(np.abs(scaled - factor @ factor.T))) + (rank + 3) * EPS
-    # A variance of 0 beside a covariance that is not counts as the largest: the deviations bound what the rounding is of.
+    # A variance of 0 beside a covariance that is not 0: it counts as a variance of the size of the unit.
     stray = np.any(scaled[scales == 0.0] != 0.0) if np.any(scales == 0.0) else False
     deviations = np.maximum(np.sqrt(diagonal), unit) if stray else np.sqrt(diagonal)
     return np.asarray(deviations), np.asarray(factor * unit[:, None]), 4.0 * loss

@@ -7,13 +7,13 @@ from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import NDArray
 
 from ..errors import ScaleError
 from ._directions import EPS
 from ._forward_error import HessianError
 from ._kernel import pair_kernel
-from ._polynomial import binary_exponent
 from ._problem import Problem
 
 __all__ = ["CAUSE", "SpectralLaw", "in_doubles", "law_condition", "law_error", "relative_error"]
@@ -22,8 +22,8 @@ Array: TypeAlias = NDArray[np.float64]
 
 #: What a large error bound is due to, in words.
 CAUSE = (
-    "The smallest curvatures that matter are near the rounding of the Hessian (or of the noise) as given. Give the data "
-    "instead of their Gram matrix, rescale or drop nearly collinear features, or add weight decay."
+    "The smallest curvatures that matter are near the rounding of the Hessian (or of the noise) as given. Give the "
+    "data instead of their Gram matrix, rescale or drop nearly collinear features, or add weight decay."
 )
 
 
@@ -41,6 +41,13 @@ class SpectralLaw:
 
     def scaled(self, a: int, b: int) -> tuple[Array, int | NDArray[np.int64]]:
         """Cov(a, b) between the directions that move, as mantissas and exponents."""
+        return self._weights if (a, b) == (0, 0) else self._evaluated(a, b)
+
+    @cached_property
+    def _weights(self) -> tuple[Array, int | NDArray[np.int64]]:
+        return self._evaluated(0, 0)
+
+    def _evaluated(self, a: int, b: int) -> tuple[Array, int | NDArray[np.int64]]:
         directions, noise = self.problem.directions, self.problem.scaled_noise
         kernel = pair_kernel(self.problem.optimizer).entries[a][b]
         values, exponents = kernel.scaled_on_pairs(directions.eigenvalues[directions.moving], symmetric=a == b)
@@ -113,8 +120,7 @@ def law_error(problem: Problem, law: SpectralLaw) -> float:
     error = problem.hessian_error
     if problem.root is not None and problem.root.ndim == 2:
         dc = dc + problem.preconditioner_error * (np.linalg.norm(c, axis=0) + np.linalg.norm(c, axis=0)[:, None]) * both
-    with np.errstate(over="ignore", invalid="ignore"):
-        changed = problem.responses.change(error, c, dc)
+    changed = problem.responses.change(error, c, dc)
     if changed is None:
         return float("inf") if c.any() else 0.0
     values, exponents = law.scaled(0, 0)
@@ -122,8 +128,13 @@ def law_error(problem: Problem, law: SpectralLaw) -> float:
     inner = np.ix_(directions.moving, directions.moving)
     size = np.zeros_like(c)
     common = _largest(values, exponents)
-    size[inner] = np.ldexp(values, np.maximum(exponents - common, -3000))
-    return relative_error(problem, size, changed[0], changed[1] + noise.exponent - common)
+    size[inner] = np.ldexp(np.abs(values), np.maximum(exponents - common, -3000))
+    bound = relative_error(problem, size, changed, 2 * problem.responses.units[0] + noise.exponent - common)
+    if not noise.definite:
+        # C as given may be indefinite by rounding, and then its law is: how far it is from being a covariance.
+        least = float(scipy.linalg.eigvalsh(size * np.sign(noise.covariance), check_finite=False)[0])
+        bound += max(-least, 0.0) / float(np.linalg.norm(size))
+    return bound
 
 
 def relative_error(problem: Problem, law: Array, change: Array, exponent: int = 0) -> float:
@@ -159,12 +170,10 @@ def law_condition(problem: Problem, value: Array) -> float:
     if not c.any():
         return 0.0
     responses, largest = problem.responses, float(np.max(directions.eigenvalues, initial=0.0))
-    right = responses.right_hand_side(
-        HessianError(spectral=largest), responses.state(c), c, float(np.linalg.norm(c, 2)) * both
-    )
-    change, exponent = responses.overlap(0, 0) * right, 2 * responses.units[0] + noise.exponent
+    right = responses.right_hand_side(HessianError(spectral=largest), c, float(np.linalg.norm(c, 2)) * both)
+    change, exponent = responses.first_order(right), 2 * responses.units[0] + noise.exponent
     law = SpectralLaw(problem).scaled(0, 0)
     size = np.zeros_like(c)
     common = _largest(*law)
-    size[np.ix_(moving, moving)] = np.ldexp(law[0], law[1] - common)
+    size[np.ix_(moving, moving)] = np.ldexp(np.abs(law[0]), law[1] - common)
     return relative_error(problem, size, change, exponent - common)

@@ -101,8 +101,6 @@ def spectral_radius(optimizer: Optimizer, hessian: ArrayLike) -> float:
     if not moving.size:
         return 0.0
     layers = recursion(optimizer).increment_coefficients
-    increments = sum(
-        np.array(layer, dtype=np.float64) * (moving**k)[:, None, None] for k, layer in enumerate(layers)
-    )
+    increments = sum(np.array(layer, dtype=np.float64) * (moving**k)[:, None, None] for k, layer in enumerate(layers))
     shifts = np.linalg.eigvals(increments)
     return float(np.max(np.abs(1.0 + shifts)))

@@ -30,10 +30,11 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InvalidProblemError, MeanSquareUnstableError, NonStationaryError
 from ..theory import Optimizer, recursion
 from ._arrays import rounding_level
-from ._companion import companion, equation_residual, solve_by_doubling, solve_by_kronecker
+from ._companion import Companion, companion, equation_residual, solve_by_doubling, solve_by_kronecker
 from ._forward_error import warn_if_inaccurate
 from ._kernel import pair_kernel
 from ._margins import check_stable, has_unit_root
+from ._polynomial import binary_exponent
 from ._problem import Problem
 from ._provenance import batches_of
 from ._slot_law import SlotLaw
@@ -118,10 +119,11 @@ class StationaryCovariance(SlotLaw):
     def condition(self) -> float:
         r"""Relative change of the covariance per relative change of H and of C, at most, to first order.
 
-        The changes are measured by :math:`\|dS\|_F / \|S\|_F`, :math:`\|dH\|_2 / \|H\|_2` and :math:`\|dC\|_2 / \|C\|_2`.  It
-        grows like the ratio of the largest to the smallest curvature that noise reaches, and like the inverse distance
-        from the stability edge; ``error`` is it times the rounding of H and C where they are full matrices, and less
-        where something better is known of them.  It is 0 if the covariance is.
+        The changes are measured by :math:`\|dS\|_F / \|S\|_F`, :math:`\|dH\|_2 / \|H\|_2` and
+        :math:`\|dC\|_2 / \|C\|_2`.  It grows like the ratio of
+        the largest to the smallest curvature that noise reaches, and like the inverse distance from the stability edge;
+        ``error`` is about it times the rounding of H and C where they are full matrices, and less where something
+        better is known of them.  It is 0 if the covariance is.
         """
         return law_condition(self._problem, self.value)
 
@@ -387,27 +389,29 @@ def _doubling(problem: Problem) -> StationaryCovariance:
             f"doubling did not converge for {problem.optimizer!r}: the recursion is too close to the stability edge "
             f"for double precision; use method='spectral'"
         )
-    z = solution[0]
-    return StationaryCovariance(
-        problem.leave(system.block(z, 0, 0)),
-        problem.optimizer,
-        "doubling",
-        problem,
-        lambda a, b: problem.leave(system.block(z, a, b)),
-    )
+    return _independent(problem, system, solution[0], "doubling")
 
 
 def _kronecker(problem: Problem) -> StationaryCovariance:
     problem.check()
     system = companion(recursion(problem.optimizer), problem.plain_hessian, problem.plain_noise)
     z = solve_by_kronecker(system, singular=bool(problem.directions.flat.size))
-    return StationaryCovariance(
-        problem.leave(system.block(z, 0, 0)),
-        problem.optimizer,
-        "kronecker",
-        problem,
-        lambda a, b: problem.leave(system.block(z, a, b)),
-    )
+    return _independent(problem, system, z, "kronecker")
+
+
+def _independent(problem: Problem, system: Companion, z: Array, method: Method) -> StationaryCovariance:
+    """The result of a method without an error bound of its own: that of the spectral law, and the distance from it."""
+
+    def block(a: int, b: int) -> Array:
+        return problem.leave(system.block(z, a, b))
+
+    value, law = block(0, 0), SpectralLaw(problem)
+    exact = law.value(0, 0)
+    scale = -binary_exponent(exact, value)
+    size, gap = (float(np.linalg.norm(np.ldexp(a, scale))) for a in (exact, value - exact))
+    error = law_error(problem, law) + (gap / size if size else float(gap > 0) * np.inf)
+    warn_if_inaccurate(f"stationary_covariance with method={method!r}", error, CAUSE, stacklevel=5)
+    return StationaryCovariance(value, problem.optimizer, method, error, problem, block)
 
 
 _SOLVERS: dict[Method, Callable[[Problem], StationaryCovariance]] = {
