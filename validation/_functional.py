@@ -5,28 +5,15 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable
-from typing import TypeAlias
 
 import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from ..errors import InvalidProblemError
+from ._tensors import checked_device
 
-__all__ = [
-    "LOSSES",
-    "FlatModel",
-    "Loss",
-    "OutputLoss",
-    "load_forward_mode",
-    "per_example_loss",
-    "refuse_random_modules",
-]
-
-#: Outputs (n, K) and labels to one loss per example, shape (n,).
-OutputLoss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Loss: TypeAlias = str | OutputLoss
+__all__ = ["FlatModel", "load_forward_mode", "refuse_random_modules"]
 
 
 @functools.cache
@@ -36,36 +23,6 @@ def load_forward_mode() -> None:
         warnings.simplefilter("ignore", DeprecationWarning)
         with forward_ad.dual_level():
             forward_ad.make_dual(torch.zeros(()), torch.zeros(()))  # type: ignore[no-untyped-call]
-
-
-def _squared(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    flat = outputs.reshape(len(outputs), -1)
-    return 0.5 * (flat - y.reshape(flat.shape)).square().sum(dim=1)
-
-
-def _logistic(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.softplus(-y.reshape(-1) * outputs.reshape(-1))
-
-
-def _cross_entropy(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    # Not torch's own: torch.func differentiates this one under vmap, in any order.
-    chosen = outputs.gather(1, y.reshape(-1, 1).long()).squeeze(1)
-    return torch.logsumexp(outputs, dim=1) - chosen
-
-
-LOSSES: dict[str, OutputLoss] = {"squared": _squared, "logistic": _logistic, "cross_entropy": _cross_entropy}
-
-
-def per_example_loss(loss: Loss) -> OutputLoss:
-    """The function of a loss's name; a function is taken as it is."""
-    if callable(loss):
-        return loss
-    if loss not in LOSSES:
-        raise InvalidProblemError(
-            f"loss must be one of {', '.join(map(repr, LOSSES))} or a function of (outputs, y) that returns one loss "
-            f"per example, got {loss!r}."
-        )
-    return LOSSES[loss]
 
 
 def refuse_random_modules(model: object) -> None:
@@ -122,6 +79,7 @@ class FlatModel:
             raise InvalidProblemError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
         refuse_random_modules(model)
         load_forward_mode()
+        device = checked_device(device)
         self.model = model
         moving = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not moving:
@@ -150,8 +108,44 @@ class FlatModel:
 
     def __call__(self, w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Outputs (n, K) of a batch of inputs at weights (P,)."""
-        out: torch.Tensor = functional_call(self.model, {**self._fixed, **self.parameters(w)}, (x,))
+        out: object = functional_call(self.model, {**self._fixed, **self.parameters(w)}, (x,))
+        if not isinstance(out, torch.Tensor):
+            raise InvalidProblemError(
+                f"the model returns a {type(out).__name__}, not a tensor of outputs: wrap it in a module whose forward "
+                f"returns the one tensor that the loss is of."
+            )
+        if out.dim() == 0 or len(out) != len(x):
+            raise InvalidProblemError(
+                f"the model makes outputs of shape {tuple(out.shape)} of {len(x)} inputs; one row for each is wanted "
+                f"(of recurrent layers, batch_first=True)."
+            )
         return out.reshape(len(x), -1)
+
+    def fitting(self, x: torch.Tensor) -> torch.Tensor:
+        """The inputs as the model takes them: integers as they are where it looks something up, doubles otherwise.
+
+        Raises
+        ------
+        InvalidProblemError
+            If it takes neither.
+        """
+        failed: list[Exception] = []
+        for inputs in [x] if x.is_floating_point() else [x, x.double()]:
+            try:
+                with torch.no_grad():
+                    self(self.start, inputs[:1])
+            except InvalidProblemError:
+                raise
+            except Exception as error:  # noqa: BLE001  # whatever a caller's model raises
+                failed.append(error)
+            else:
+                return inputs
+        first = failed[0]
+        reason = (str(first) or type(first).__name__).splitlines()[0]
+        raise InvalidProblemError(
+            f"the model does not take inputs of shape {tuple(x[:1].shape)} and type {x.dtype} ({reason}). Its weights "
+            f"are double precision here; a tensor that its forward makes itself must have the type of its input."
+        ) from first
 
     def check(self, x: torch.Tensor) -> torch.Tensor:
         """The outputs at the module's own parameters; refused if it is no function of single inputs.
@@ -162,7 +156,10 @@ class FlatModel:
         """
         with torch.no_grad():
             out, again = self(self.start, x), self(self.start, x)
-            alone = self(self.start, x[:1])
+            # By themselves the first and the last, and all in the other order: what mixes examples along the batch
+            # (normalisation, a batch taken for a sequence) changes one of them.
+            alone = torch.cat([self(self.start, x[:1]), self(self.start, x[-1:])])
+            reversed_ = self(self.start, x.flip(0)).flip(0)
         if not bool(torch.isfinite(out).all()):
             bad = int((~torch.isfinite(out)).any(dim=1).sum())
             raise InvalidProblemError(f"the model's outputs are not finite for {bad} of {len(x)} inputs.")
@@ -170,11 +167,12 @@ class FlatModel:
             raise InvalidProblemError(
                 "the model gives different outputs for the same inputs: something in it is random. Call model.eval()."
             )
-        gap, size = float((alone - out[:1]).abs().max()), float(out.abs().max())
-        if gap > 1e-9 * max(size, 1e-300):
+        gap = max(float((alone - out[[0, -1]]).abs().max()), float((reversed_ - out).abs().max()))
+        if gap > 1e-9 * max(float(out.abs().max()), 1e-300):
             raise InvalidProblemError(
                 f"the model's output for one input depends on the rest of the batch (it differs by {gap:.3g}), so "
-                f"examples have no losses of their own. Call model.eval(), or take out what mixes examples."
+                f"examples have no losses of their own. Call model.eval(), take out what mixes examples, or give "
+                f"recurrent layers batch_first=True."
             )
         return out
 

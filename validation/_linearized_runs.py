@@ -17,11 +17,12 @@ from ..numerics import GradientNoise, Quadratic
 from ..theory import Optimizer
 from ._draws import Gradient
 from ._fourth_moment import fourth_moment
-from ._functional import FlatModel, OutputLoss
+from ._functional import FlatModel
 from ._gradients import GradientSource
 from ._jacobian import ExplicitJacobian, Range
 from ._minibatches import indices
 from ._moments import moments
+from ._output_losses import OutputLoss
 from ._planning import forgetting_of, stationary_law
 from ._runs import ENGINES, Engine, Run, Setup, advance, check_count, check_optimizer, check_slots, seed_of
 from ._starts import Start, begin

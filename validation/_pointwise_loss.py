@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator
 from torch.func import grad, grad_and_value, jvp, vmap
 
 from ..errors import InvalidProblemError
 from ._functional import load_forward_mode
+from ._tensors import as_tensor
+from .networks import FlatLoss
 
 __all__ = ["PointwiseLoss"]
 
@@ -25,6 +27,8 @@ NUMBERS_AT_ONCE = 1 << 22
 KINK_STEP, KINK_RATIO = 1e-5, 8.0
 #: Directions in which kinks are looked for.
 KINK_DIRECTIONS = 3
+#: A jump of a gradient counts from this multiple of the typical one on.
+NOTICEABLE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,21 +45,38 @@ class PointwiseLoss:
     ) -> PointwiseLoss:
         """Check a caller's arguments."""
         load_forward_mode()
-        point = _tensor(optimum, device).double()
+        point = as_tensor("the point", optimum, device).double()
         if point.dim() != 1 or not len(point) or not bool(torch.isfinite(point).all()):
             raise InvalidProblemError(f"optimum must be a finite vector of shape (d,), got {tuple(point.shape)}.")
         several = isinstance(data, tuple) or (
             isinstance(data, Sequence) and len(data) > 0 and all(isinstance(part, torch.Tensor) for part in data)
         )
-        parts = tuple(_tensor(part, device) for part in (data if several else (data,)))
+        parts = tuple(as_tensor("data", part, device) for part in (data if several else (data,)))
         if not parts or any(part.dim() == 0 or len(part) != len(parts[0]) for part in parts) or not len(parts[0]):
             shapes = ", ".join(str(tuple(part.shape)) for part in parts)
             raise InvalidProblemError(f"data must be arrays with one entry per example each, got shapes {shapes}.")
-        out = cls(loss, point, parts)
-        shape = tuple(loss(point, *(part[0] for part in parts)).shape)
-        if shape != ():
-            raise InvalidProblemError(f"loss(w, *example) must be a scalar tensor for ONE example, got shape {shape}.")
-        return out
+        if not callable(loss):
+            raise InvalidProblemError(f"loss must be a function of (w, *example), got {loss!r}.")
+        if isinstance(loss, FlatLoss):
+            parts = loss.fitting(point, parts)
+        found = cls(loss, point, parts).of_first()
+        if not isinstance(found, torch.Tensor) or found.shape != ():
+            what = f"shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
+            raise InvalidProblemError(f"loss(w, *example) must be a scalar tensor for ONE example, got {what}.")
+        return cls(loss, point, parts)
+
+    def of_first(self) -> Any:
+        """The loss of the first example, as a caller's function gives it."""
+        try:
+            return self.loss(self.point, *(part[0] for part in self.data))
+        except InvalidProblemError:
+            raise
+        except Exception as error:
+            shapes = ", ".join(f"{tuple(part.shape[1:])} of {part.dtype}" for part in self.data)
+            raise InvalidProblemError(
+                f"loss(w, *example) does not take weights of shape {tuple(self.point.shape)} and one example of shapes "
+                f"{shapes} ({type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0]})."
+            ) from error
 
     def at(self, w: Array) -> PointwiseLoss:
         """The same loss about another point."""
@@ -90,6 +111,20 @@ class PointwiseLoss:
         size = self.num_examples * max(self.dim, *(part[0].numel() for part in self.data))
         with torch.no_grad():
             return _array(vmap(self.mean, chunk_size=self._chunk(size))(w))
+
+    def value_and_gradient(self) -> tuple[float, Array]:
+        """The mean loss and its gradient; infinite where the loss is not finite."""
+        gradient, value = grad_and_value(self.mean)(self.point)
+        return float(value) if bool(torch.isfinite(value)) else np.inf, _array(gradient)
+
+    def gradient_size(self) -> float:
+        """The root mean square of the examples' own gradients, none of which is kept."""
+
+        def square(*example: torch.Tensor) -> torch.Tensor:
+            own: torch.Tensor = grad(self.loss)(self.point, *example)
+            return own.square().sum()
+
+        return float(vmap(square, chunk_size=self._chunk(4 * self.dim))(*self.data).mean().sqrt())
 
     def value_and_gradients(self) -> tuple[float, Array]:
         """The mean loss, and the gradient of every example's own.
@@ -152,6 +187,39 @@ class PointwiseLoss:
 
         return _array(vmap(of_one, chunk_size=self._chunk(8 * self.dim**2))(*self.data))
 
+    def kinked_near(self, distance: float) -> int:
+        """How many examples' gradients change within so small a distance as only a kink between can change them."""
+        rng = np.random.default_rng(0)
+        over = vmap(grad(self.loss), in_dims=self._over_examples, chunk_size=self._chunk(4 * self.dim))
+        kinked = np.zeros(self.num_examples, dtype=bool)
+        for _ in range(KINK_DIRECTIONS):
+            v = rng.standard_normal(self.dim)
+            step = torch.tensor(v / np.linalg.norm(v), device=self.point.device)
+            ahead, behind = (_array(over(self.point + s * distance * step, *self.data)) for s in (1.0, -1.0))
+            typical = float(np.sqrt(np.mean(np.square(ahead).sum(axis=1))))
+            kinked |= np.linalg.norm(ahead - behind, axis=1) > NOTICEABLE * typical
+        return int(kinked.sum())
+
+    def gradient_spreads(self, deltas: Array) -> tuple[Array, Array]:
+        """Mean squared distances of the examples' gradients from their mean, at points (n, d) beside this one.
+
+        Of the loss itself, and of every example's own quadratic about this point.
+        """
+
+        def of_one(delta: torch.Tensor, *example: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            def slope(w: torch.Tensor) -> torch.Tensor:
+                return grad(self.loss)(w, *example)  # type: ignore[no-any-return]
+
+            here, change = jvp(slope, (self.point,), (delta,))[:2]
+            return slope(self.point + delta), here + change
+
+        over = vmap(of_one, in_dims=self._over_examples, chunk_size=self._chunk(16 * self.dim))
+        found = np.empty((2, len(deltas)))
+        for k, delta in enumerate(torch.tensor(deltas, device=self.point.device)):
+            for j, slopes in enumerate(over(delta, *self.data)):
+                found[j, k] = float((slopes - slopes.mean(dim=0)).square().sum(dim=1).mean())
+        return found[0], found[1]
+
     def refuse_kinks(self, gradients: Array) -> None:
         r"""Refuse a loss whose slope jumps at the point.
 
@@ -185,11 +253,6 @@ class PointwiseLoss:
                         f"examples its slope jumps there, by up to {float(short[kinked].max()):.3g}. A kink has no "
                         f"quadratic; smooth the loss, or move away from it."
                     )
-
-
-def _tensor(a: torch.Tensor | ArrayLike, device: str | torch.device) -> torch.Tensor:
-    given = (a if isinstance(a, torch.Tensor) else torch.tensor(np.asarray(a))).detach().to(device)
-    return given.double() if given.is_floating_point() else given
 
 
 def _array(a: torch.Tensor) -> Array:

@@ -18,7 +18,7 @@ from ..errors import InvalidProblemError
 from ..numerics import StationaryCovariance, TransientCovariance
 from ._functional import FlatModel
 from ._jacobian import COLUMNS_AT_ONCE, Range, jacobian
-from ._linearized_data import as_array, checked_inputs
+from ._tensors import as_array, checked_inputs
 
 __all__ = ["RangeCoordinates"]
 
@@ -129,7 +129,7 @@ class RangeCoordinates:
         """
         if x is None:
             return self._design[0]
-        inputs = checked_inputs(x, self.x.device)
+        inputs = self._flat.fitting(checked_inputs(x, self.x.device))
         other = jacobian(self._flat, inputs, self.outputs, self._jacobian_bytes)
         if self._range.right is not None:
             found = other.times(self._range.right)
@@ -159,7 +159,9 @@ class RangeCoordinates:
         """
         given = np.asarray(coordinates, dtype=np.float64)
         with torch.no_grad():
-            base = self._offsets if x is None else self._flat(self._flat.start, checked_inputs(x, self.x.device))
+            base = self._offsets
+            if x is not None:
+                base = self._flat(self._flat.start, self._flat.fitting(checked_inputs(x, self.x.device)))
         return np.asarray(as_array(base) + np.einsum("nkr,...r->...nk", self.features(x), given - self.start))
 
     def function_covariance(

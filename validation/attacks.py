@@ -21,8 +21,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ..errors import InvalidProblemError
-from ._functional import Loss, per_example_loss, refuse_random_modules
+from ..errors import InvalidProblemError, SgdcovError
+from ._functional import refuse_random_modules
+from ._output_losses import Loss, per_example_loss
 
 __all__ = ["fgsm", "pgd"]
 
@@ -223,13 +224,15 @@ def _escaped(
     for _ in range(PROBES):
         tried = region.project(region.random(generator))
         for _ in range(PROBE_STEPS):
-            found, uphill = objective(at(tried))
-            keep(tried, found)
+            reached, uphill = objective(at(tried))
+            keep(tried, reached)
             # Both ends: within a domain they are not equally far away.
-            ends = [region.steepest(side * uphill) for side in (1.0, -1.0)]
-            losses = [objective.value(at(end)) for end in ends]
-            tried = torch.where((losses[0] >= losses[1]).view(stuck.shape), *ends)
-            keep(tried, torch.maximum(*losses))
+            for end in (region.steepest(uphill), region.steepest(-uphill)):
+                found = objective.value(at(end))
+                better = found > reached
+                reached = torch.where(better, found, reached)
+                tried = torch.where(better.view(stuck.shape), end, tried)
+            keep(tried, reached)
     return torch.where(stuck, best, delta)
 
 
@@ -241,7 +244,23 @@ class _Objective:
         self.model, self.y, self.loss = model, y, per_example_loss(loss)
 
     def _losses(self, z: torch.Tensor) -> torch.Tensor:
-        losses = self.loss(self.model(z), self.y)
+        try:
+            outputs = self.model(z)
+        except SgdcovError:
+            raise
+        except Exception as error:
+            kinds = {p.dtype for p in self.model.parameters()} if isinstance(self.model, torch.nn.Module) else set()
+            raise InvalidProblemError(
+                f"the model does not take inputs of shape {tuple(z.shape)} and {z.dtype} "
+                f"({(str(error) or type(error).__name__).splitlines()[0]}); its parameters are "
+                f"{', '.join(map(str, kinds)) or 'unknown'}. Types agree after model.double() and x.double()."
+            ) from error
+        if not isinstance(outputs, torch.Tensor):
+            raise InvalidProblemError(
+                f"the model returns a {type(outputs).__name__}, not a tensor of outputs: give a function that returns "
+                f"the one tensor that the loss is of."
+            )
+        losses = self.loss(outputs, self.y)
         if losses.shape != (len(z),):
             raise InvalidProblemError(
                 f"the loss must be one number per example, shape ({len(z)},), got {tuple(losses.shape)}."

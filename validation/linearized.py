@@ -31,14 +31,15 @@ from ..numerics import (
     VectorMinibatchNoise,
 )
 from ..theory import Optimizer
-from ._functional import LOSSES, FlatModel
+from ._functional import FlatModel
 from ._jacobian import jacobian, range_of
-from ._linearized_data import as_array, checked_inputs, checked_targets
 from ._linearized_runs import LinearizedEstimate, Tangent, measured
+from ._output_losses import LOSSES
 from ._range_coordinates import RangeCoordinates
 from ._runs import Engine
 from ._softmax_quadratic import softmax_quadratic
 from ._starts import Start
+from ._tensors import as_array, checked_inputs, checked_targets
 from .attacks import pgd
 from .local_quadratic import LocalQuadratic, local_quadratic
 
@@ -70,7 +71,7 @@ class LinearizedNetwork(RangeCoordinates):
         (``functools.partial(pgd, norm=2, domain=(0, 1))``). `pgd` by default.
     loss : {"squared", "cross_entropy"}
         ``|y - f|^2 / 2`` is solved exactly. Of cross-entropy it is the local quadratic at the minimum of the linearised
-        network's loss.
+        network's loss, which holds for laws that are narrow enough (see `noise`).
     l2 : float
         Adds ``l2 |w|^2 / 2``, for all weights.
     device : str or torch.device
@@ -145,7 +146,7 @@ class LinearizedNetwork(RangeCoordinates):
             raise InvalidProblemError(f"radius must be a finite number, at least 0, got {radius!r}.")
         self._flat = FlatModel(model, device)
         self.radius, self.attack, self.loss, self.l2 = float(radius), attack or pgd, loss, float(l2)
-        self._clean = self.x = checked_inputs(x, device)
+        self._clean = self.x = self._flat.fitting(checked_inputs(x, device))
         self._offsets = self._flat.check(self.x)
         self.y = checked_targets(y, loss, len(self.x), self.outputs, device)
         if self.radius:
@@ -190,7 +191,12 @@ class LinearizedNetwork(RangeCoordinates):
         return VectorLeastSquares(features, targets, self.l2)
 
     def noise(self, batch_size: int, replacement: bool = True, *, label_noise: float = 0.0) -> GradientNoise:
-        """The noise of its minibatches, exact at any weights; numerics takes it where it wants a noise.
+        """The noise of its minibatches; numerics takes it where it wants a noise.
+
+        For the squared loss it is exact at any weights. For cross-entropy it is that of every example's own quadratic
+        about the minimum, and neither the noise nor the mean loss keeps to these where the law is wide: the
+        `LocalQuadratic.remainder` of `local_quadratic` measures by how much they differ over a predicted law. An excess
+        of the noise feeds on itself, so that the law is off by several times as much.
 
         Parameters
         ----------
@@ -239,7 +245,8 @@ class LinearizedNetwork(RangeCoordinates):
         Returns
         -------
         LocalQuadratic
-            In the coordinates of the range; its `LocalQuadratic.remainder` over a law measures the difference.
+            In the coordinates of the range; its `LocalQuadratic.remainder` over a law measures the difference, of the
+            loss and of the noise.
         """
         features, offsets = self._design
         each, l2 = LOSSES[self.loss], self.l2

@@ -28,17 +28,21 @@ from scipy.sparse.linalg import LinearOperator
 
 from ..errors import InvalidProblemError
 from ..numerics import MinibatchNoise, Quadratic, QuadraticExamples, StationaryCovariance, TransientCovariance
+from ..numerics._arrays import choice, flag, nonnegative, whole_number
 from ._draws import range_factor
+from ._minimum import curvature_of, curvature_of_products
 from ._pointwise_loss import PointwiseLoss
 
 __all__ = ["CubicRemainder", "LocalQuadratic", "local_quadratic"]
 
 Array: TypeAlias = NDArray[np.float64]
 
-#: Memory that an explicit Hessian, and the Hessians of all examples, may take.
+#: Memory that an explicit Hessian, the Hessians of all examples, and a covariance may take.
 HESSIAN_BYTES = 1 << 28
-#: An asymmetry or a negative eigenvalue up to this multiple of the largest is rounding of the derivatives.
-ROUNDING = 1e-10
+#: Points at which the gradients of all examples are taken for the remainder of the noise.
+NOISE_SAMPLES = 100
+#: Memory that the gradients of all examples may take.
+GRADIENT_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,12 @@ class CubicRemainder:
         The same with its sign: how much larger the loss is than the quadratic.
     scale : float
         ``tr(H Sigma)/2``, the mean of the quadratic part itself.
+    noise, noise_standard_error : float
+        By which share the trace of the gradient noise, averaged over the same law, is larger than at the optimum: what
+        the additive law (`LocalQuadratic.quadratic`) misses.
+    own_noise, own_noise_standard_error : float
+        By which share it is larger than where every example's loss is its own quadratic: what the law of minibatches
+        (`LocalQuadratic.minibatch_noise`, `LinearizedNetwork.noise`) misses.
     samples : int
     """
 
@@ -61,20 +71,28 @@ class CubicRemainder:
     bias: float
     bias_standard_error: float
     scale: float
+    noise: float
+    noise_standard_error: float
+    own_noise: float
+    own_noise_standard_error: float
     samples: int
 
     @property
     def relative(self) -> float:
         """``value / scale``: the quadratic law is to be trusted where it is small."""
-        return self.value / self.scale if self.scale else math.inf if self.value else 0.0
+        return self.value / self.scale if self.scale > 0.0 else math.inf if self.value else 0.0
 
     @property
     def relative_standard_error(self) -> float:
         """Of :attr:`relative`."""
-        return self.standard_error / self.scale if self.scale else math.inf
+        return self.standard_error / self.scale if self.scale > 0.0 else math.inf
 
     def __str__(self) -> str:
-        return f"{self.relative:.3%} +- {self.relative_standard_error:.1%} of tr(H Sigma)/2 = {self.scale:.4g}"
+        return (
+            f"{self.relative:.3%} +- {self.relative_standard_error:.1%} of tr(H Sigma)/2 = {self.scale:.4g}; noise "
+            f"{self.noise:+.3%} +- {self.noise_standard_error:.1%} beside that at the optimum, "
+            f"{self.own_noise:+.3%} +- {self.own_noise_standard_error:.1%} beside that of every example's quadratic"
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -90,6 +108,9 @@ class LocalQuadratic:
         Its products only where the matrix does not fit.
     asymmetry : float
         Of the Hessian as it was computed, relative to its largest entry; the mean with its transpose was taken.
+    smallest_eigenvalue : float
+        Of the Hessian as it was computed. A negative one is within the rounding of the derivatives, and was set to 0;
+        of products it is the least that Lanczos' method met.
     gradient_norm, allowed_gradient_norm : float
         Of the mean gradient at the optimum.
     per_example_gradients : ndarray, shape (N, d)
@@ -101,6 +122,7 @@ class LocalQuadratic:
     value: float
     hessian: Array | LinearOperator
     asymmetry: float
+    smallest_eigenvalue: float
     gradient_norm: float
     allowed_gradient_norm: float
     per_example_gradients: Array = field(repr=False)
@@ -125,10 +147,11 @@ class LocalQuadratic:
 
     def _rows(self) -> list[tuple[str, str]]:
         replaced = "with" if self.replacement else "without"
+        held = "a matrix" if self.explicit else "products only"
         return [
             ("loss", f"{self.value:.6g} at its optimum, {self.dim} parameters"),
             ("gradient", f"{self.gradient_norm:.3g} (at most {self.allowed_gradient_norm:.3g} allowed)"),
-            ("Hessian", "a matrix" if self.explicit else "products only"),
+            ("Hessian", f"{held}, smallest eigenvalue {self.smallest_eigenvalue:.3g}"),
             ("noise", f"of minibatches of {self.batch_size} of {self.num_examples} examples {replaced} replacement"),
         ]
 
@@ -141,9 +164,17 @@ class LocalQuadratic:
 
     @cached_property
     def noise(self) -> Array:
-        """The covariance of a minibatch's mean gradient at the optimum, shape (d, d)."""
-        if not self.explicit:
-            raise InvalidProblemError(f"a covariance of {self.dim} x {self.dim} does not fit; see noise_root.")
+        """The covariance of a minibatch's mean gradient at the optimum, shape (d, d).
+
+        Raises
+        ------
+        InvalidProblemError
+            If it does not fit into memory.
+        """
+        if not _fits(self.dim):
+            raise InvalidProblemError(
+                f"a covariance of {self.dim} x {self.dim} takes more than {HESSIAN_BYTES:,} bytes; see noise_root."
+            )
         root = self.noise_root
         covariance = root @ root.T
         return np.asarray(0.5 * (covariance + covariance.T))
@@ -154,7 +185,8 @@ class LocalQuadratic:
         size, count = self.batch_size, self.num_examples
         factor = 1.0 / size if self.replacement else (count - size) / (size * max(count - 1, 1))
         centred = self.per_example_gradients - self.per_example_gradients.mean(axis=0)
-        return np.asarray(centred.T * math.sqrt(factor / count))
+        centred *= math.sqrt(factor / count)
+        return np.asarray(centred.T)
 
     @cached_property
     def quadratic(self) -> Quadratic:
@@ -166,10 +198,14 @@ class LocalQuadratic:
             If the Hessian is no matrix.
         """
         if not isinstance(self.hessian, np.ndarray):
+            why = (
+                f"the Hessian is held as products, as hessian='products' asked; {self.dim} x {self.dim} fits"
+                if _fits(self.dim)
+                else f"a Hessian of {self.dim} x {self.dim} takes more than {HESSIAN_BYTES:,} bytes"
+            )
             raise InvalidProblemError(
-                f"a Hessian of {self.dim} x {self.dim} does not fit into the memory allowed, and numerics takes "
-                f"matrices. Give hessian='explicit', or linearise the network: LinearizedNetwork works in the few "
-                f"directions that the data moves."
+                f"numerics takes matrices, and {why}. Give hessian='explicit', or linearise the network: "
+                f"LinearizedNetwork works in the few directions that the data moves."
             )
         return Quadratic(self.hessian, self.noise, self.optimum)
 
@@ -210,8 +246,8 @@ class LocalQuadratic:
     ) -> CubicRemainder:
         """Measure what the quadratic misses of the loss over a Gaussian about the optimum.
 
-        The gradient noise may leave its own value sooner than the mean loss does: where examples differ much, hold a
-        measured law against the prediction as well.
+        The gradient noise may leave its own value sooner than the mean loss does, where examples differ much: its
+        remainder stands beside that of the loss, and a law is to be trusted where both are small.
 
         Parameters
         ----------
@@ -220,7 +256,7 @@ class LocalQuadratic:
         root : array_like, shape (d, k)
             In its place: R with ``covariance = R R'``.
         samples : int
-            At least 2.
+            Points drawn, at least 2. The noise is looked at in the first hundred.
         rng : numpy.random.Generator or int, optional
 
         Returns
@@ -234,8 +270,7 @@ class LocalQuadratic:
         """
         if (covariance is None) == (root is None):
             raise InvalidProblemError("give the covariance of the weights, or root=... with covariance = root root'.")
-        if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 2:
-            raise InvalidProblemError(f"samples must be an integer of at least 2, got {samples!r}.")
+        samples = whole_number("samples", samples, least=2)
         if root is None:
             law = isinstance(covariance, StationaryCovariance | TransientCovariance)
             spread = np.asarray(covariance.value if law else covariance, dtype=np.float64)  # type: ignore[union-attr]
@@ -255,14 +290,36 @@ class LocalQuadratic:
             raise InvalidProblemError(f"the loss is not finite at {bad} of {samples} points drawn from the covariance.")
         missed = losses - self.value - 0.5 * forms
         size = np.abs(missed)
+        real, own = self._loss.gradient_spreads(deltas[:NOISE_SAMPLES] @ factor.T)
+        centred = self.per_example_gradients - self.per_example_gradients.mean(axis=0)
+        noise, noise_error = _excess(real, np.full(len(real), np.mean(np.square(centred).sum(axis=1))))
+        own_noise, own_noise_error = _excess(real, own)
         return CubicRemainder(
             value=float(size.mean()),
             standard_error=float(size.std(ddof=1) / np.sqrt(samples)),
             bias=float(missed.mean()),
             bias_standard_error=float(missed.std(ddof=1) / np.sqrt(samples)),
             scale=0.5 * float(np.sum(factor * curved)),
-            samples=int(samples),
+            noise=noise,
+            noise_standard_error=noise_error,
+            own_noise=own_noise,
+            own_noise_standard_error=own_noise_error,
+            samples=samples,
         )
+
+
+def _excess(found: Array, expected: Array) -> tuple[float, float]:
+    """By which share the mean of one exceeds that of the other, and its standard error, both from the same points."""
+    scale = float(expected.mean())
+    if scale == 0.0:
+        return (math.inf if np.any(found) else 0.0), 0.0
+    ratio = float(found.mean()) / scale
+    spread = float(np.std(found - ratio * expected, ddof=1))  # of a ratio of means, to first order
+    return ratio - 1.0, spread / scale / math.sqrt(len(found))
+
+
+def _fits(dim: int) -> bool:
+    return dim**2 * 8 <= HESSIAN_BYTES
 
 
 def local_quadratic(
@@ -274,6 +331,7 @@ def local_quadratic(
     replacement: bool = True,
     gradient_tolerance: float = 1e-6,
     hessian: Literal["auto", "explicit", "products"] = "auto",
+    gradient_bytes: int = GRADIENT_BYTES,
     device: str | torch.device = "cpu",
 ) -> LocalQuadratic:
     """The quadratic of a differentiable loss at an optimum, with the noise of its minibatches.
@@ -293,7 +351,10 @@ def local_quadratic(
     gradient_tolerance : float
         The mean gradient may be at most this multiple of the root mean square of the examples' own.
     hessian : {"auto", "explicit", "products"}
-        "auto": a matrix up to a quarter of a gigabyte.
+        "auto": a matrix up to a quarter of a gigabyte. A hundred products tell a saddle from a minimum.
+    gradient_bytes : int
+        Memory that the gradients of all examples may take, a quarter of a gigabyte by default; beyond it, refused
+        before anything is computed. Several times as much is in use for a while.
     device : str or torch.device
 
     Returns
@@ -316,63 +377,52 @@ def local_quadratic(
     >>> local.remainder([[0.01]], rng=0).relative < 0.01
     True
     """
-    if hessian not in ("auto", "explicit", "products"):
-        raise InvalidProblemError(f"hessian must be 'auto', 'explicit' or 'products', got {hessian!r}.")
+    how = choice("hessian", hessian, ("auto", "explicit", "products"))
+    tolerance = nonnegative("gradient_tolerance", gradient_tolerance)
+    replaced = flag("replacement", replacement)
     point = PointwiseLoss.of(loss, optimum, data, device)
-    if isinstance(batch_size, bool) or not 1 <= batch_size <= point.num_examples or int(batch_size) != batch_size:
+    size = whole_number("batch_size", batch_size, least=1)
+    if size > point.num_examples:
         raise InvalidProblemError(
             f"batch_size must be an integer from 1 to the number of examples, {point.num_examples}, got {batch_size!r}."
         )
+    needed = point.num_examples * point.dim * 8
+    if needed > whole_number("gradient_bytes", gradient_bytes, least=1):
+        raise InvalidProblemError(
+            f"the gradients of {point.num_examples} examples by {point.dim:,} weights take {needed:,} bytes, and "
+            f"{gradient_bytes:,} are allowed. Take fewer examples, allow more by gradient_bytes=..., or linearise the "
+            f"network: LinearizedNetwork."
+        )
     value, gradients = point.value_and_gradients()
     point.refuse_kinks(gradients)
-    mean = gradients.mean(axis=0)
-    fits = point.dim**2 * 8 <= HESSIAN_BYTES
-    products = hessian == "products" or (hessian == "auto" and not fits)
-    curvature: Array | LinearOperator
-    if products:
-        curvature, asymmetry = point.hessian_operator(), 0.0
-        largest = float(np.linalg.norm(curvature @ np.ones(point.dim))) / math.sqrt(point.dim)
-    else:
-        matrix = point.hessian()
-        largest = float(np.abs(matrix).max())
-        asymmetry = float(np.abs(matrix - matrix.T).max()) / largest if largest else 0.0
-        if asymmetry > ROUNDING:
-            raise InvalidProblemError(f"the Hessian is not symmetric, by {asymmetry:.3g}: the loss is not smooth.")
-        curvature = np.asarray(0.5 * (matrix + matrix.T))
+    products = how == "products" or (how == "auto" and not _fits(point.dim))
+    curvature = curvature_of_products(point.hessian_operator()) if products else curvature_of(point.hessian())
+    largest = max(abs(curvature.smallest), abs(curvature.largest))
     if not np.any(gradients) and largest == 0.0:
         raise InvalidProblemError(
             "the gradient of every example is exactly 0, and so is the Hessian: the loss does not depend on the "
             "weights in a differentiable way (a number of errors?). Give a differentiable surrogate."
         )
-    norm = float(np.linalg.norm(mean))
-    size = float(np.sqrt(np.mean(np.square(gradients).sum(axis=1))))
+    mean = gradients.mean(axis=0)
+    norm, typical = float(np.linalg.norm(mean)), float(np.sqrt(np.mean(np.square(gradients).sum(axis=1))))
     rounding = 1e3 * np.finfo(np.float64).eps * largest * max(1.0, float(np.linalg.norm(point.optimum)))
-    allowed = gradient_tolerance * size + rounding
-    if isinstance(curvature, np.ndarray):
-        _refuse_saddle(curvature)
+    allowed = tolerance * typical + rounding
+    curvature.refuse_saddle()
     if not norm <= allowed:
-        raise InvalidProblemError(_not_optimal(norm, allowed, size, mean, curvature))
+        raise InvalidProblemError(_not_optimal(norm, allowed, typical, mean, curvature.hessian))
     return LocalQuadratic(
         optimum=point.optimum,
         value=value,
-        hessian=curvature,
-        asymmetry=asymmetry,
+        hessian=curvature.hessian,
+        asymmetry=curvature.asymmetry,
+        smallest_eigenvalue=curvature.smallest,
         gradient_norm=norm,
         allowed_gradient_norm=allowed,
         per_example_gradients=gradients,
-        batch_size=int(batch_size),
-        replacement=replacement,
+        batch_size=size,
+        replacement=replaced,
         _loss=point,
     )
-
-
-def _refuse_saddle(hessian: Array) -> None:
-    values = scipy.linalg.eigvalsh(hessian)
-    if values[0] < -ROUNDING * max(abs(values[0]), abs(values[-1])):
-        raise InvalidProblemError(
-            f"the point is no minimum: the smallest eigenvalue of the Hessian is {values[0]:.6g} (the largest "
-            f"{values[-1]:.6g}), so the loss falls along its eigenvector."
-        )
 
 
 def _not_optimal(norm: float, allowed: float, size: float, mean: Array, hessian: Any) -> str:

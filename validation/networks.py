@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 from torch import nn
 
 from ..errors import InvalidProblemError
-from ._functional import FlatModel, Loss, per_example_loss
+from ..numerics._arrays import nonnegative
+from ._functional import FlatModel
+from ._output_losses import Loss, OutputLoss, per_example_loss
 
 __all__ = ["cnn", "digits", "flat_loss", "mlp"]
 
@@ -123,7 +126,7 @@ def cnn(
 
 def flat_loss(
     model: torch.nn.Module, loss: Loss = "cross_entropy", *, l2: float = 0.0, device: str | torch.device = "cpu"
-) -> tuple[Callable[..., torch.Tensor], torch.Tensor]:
+) -> tuple[FlatLoss, torch.Tensor]:
     """A network's loss of one example as a function of one vector of all weights, and the weights it has.
 
     Parameters
@@ -131,7 +134,8 @@ def flat_loss(
     model : torch.nn.Module
         Not changed; refused in training mode with dropout or batch normalisation.
     loss : {"cross_entropy", "squared", "logistic"} or callable
-        A callable maps outputs (n, K) and y to n losses.
+        Labels are classes 0 to K-1, targets, or -1 and 1. A callable maps outputs (n, K) and y to n losses; a loss
+        module of PyTorch is asked for every example's own.
     l2 : float
         Adds ``l2 |w|^2 / 2``.
     device : str or torch.device
@@ -153,13 +157,38 @@ def flat_loss(
     >>> float(loss(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 1.0]), torch.tensor(4.0)))  # (1 + 2 + 3 - 4)^2 / 2
     2.0
     """
-    flat, each = FlatModel(model, device), per_example_loss(loss)
+    flat = FlatModel(model, device)
+    return FlatLoss(flat, per_example_loss(loss), nonnegative("l2", l2)), flat.start.clone()
 
-    def of_one(w: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        found = each(flat(w, x.unsqueeze(0)), y.unsqueeze(0)).squeeze(0)
-        return found + 0.5 * l2 * (w @ w) if l2 else found
 
-    return of_one, flat.start.clone()
+@dataclass(frozen=True)
+class FlatLoss:
+    """``loss(w, x, y)`` of one example; what `flat_loss` returns."""
+
+    flat: FlatModel
+    each: OutputLoss
+    l2: float
+
+    def __call__(self, w: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        found = self.each(self.flat(w, x.unsqueeze(0)), y.unsqueeze(0)).squeeze(0)
+        return found + 0.5 * self.l2 * (w @ w) if self.l2 else found
+
+    def fitting(self, w: torch.Tensor, data: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """All the data at once as the model and the loss take it: what cannot be looked at example by example.
+
+        Raises
+        ------
+        InvalidProblemError
+            If the model or the loss does not take it, or outputs of one example depend on the others.
+        """
+        if len(data) != 2 or w.shape != self.flat.start.shape:
+            raise InvalidProblemError(
+                f"the loss of a network takes weights of shape ({self.flat.size},) and data (x, y), got weights of "
+                f"shape {tuple(w.shape)} and {len(data)} arrays."
+            )
+        x = self.flat.fitting(data[0])
+        self.each(self.flat.check(x), data[1])
+        return x, data[1]
 
 
 def digits(

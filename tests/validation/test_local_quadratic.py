@@ -1,5 +1,7 @@
 """The local quadratic of a loss is its own where it is quadratic, and says by how much it is not where it is not."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -7,9 +9,11 @@ import torch
 
 from sgdcov import numerics
 from sgdcov.errors import InvalidProblemError
-from sgdcov.numerics import LeastSquares, MinibatchNoise
+from sgdcov.numerics import LeastSquares, MinibatchNoise, Quadratic
 from sgdcov.theory import sgd
 from sgdcov.validation import LinearizedNetwork, digits, flat_loss, local_optimum, local_quadratic, mlp
+from sgdcov.validation._minimum import curvature_of
+from sgdcov.validation._pointwise_loss import PointwiseLoss
 
 EPS = np.finfo(np.float64).eps
 
@@ -146,9 +150,9 @@ def test_a_network_at_its_own_fit_by_matrix_and_by_products():
     found = [local.remainder(root=root, samples=20, rng=1) for local in (matrix, products)]
     np.testing.assert_allclose(found[0].value, found[1].value, rtol=1e-9)
     assert (matrix.explicit, products.explicit) == (True, False)
-    for name in ("quadratic", "noise"):
-        with pytest.raises(InvalidProblemError, match="does not fit"):
-            getattr(products, name)
+    np.testing.assert_allclose(products.noise, matrix.noise)
+    with pytest.raises(InvalidProblemError, match=r"held as products, .* 133 x 133 fits. Give hessian='explicit'"):
+        _ = products.quadratic
 
 
 def test_curvlinops_has_the_same_hessian():
@@ -156,13 +160,11 @@ def test_curvlinops_has_the_same_hessian():
     x, y = digits(8)
     model = mlp((64, 3, 10))
     loss, w = flat_loss(model, "cross_entropy")
-    local = local_quadratic(
-        loss, w, (x, y), batch_size=1, gradient_tolerance=10.0, hessian="products"
-    )  # curvature anywhere: the point is no optimum
+    hessian = PointwiseLoss.of(loss, w, (x, y), "cpu").hessian_operator()  # curvature anywhere: this is no optimum
     v = np.random.default_rng(0).standard_normal(len(w))
     params = [p for p in model.parameters() if p.requires_grad]
     theirs = curvlinops.HessianLinearOperator(model, torch.nn.CrossEntropyLoss(), params, [(x, y)])
-    np.testing.assert_allclose(local.hessian @ v, theirs @ torch.tensor(v), atol=1e-12)
+    np.testing.assert_allclose(hessian @ v, theirs @ torch.tensor(v), atol=1e-12)
 
 
 def test_the_linearised_softmax_has_the_quadratic_that_differentiation_finds():
@@ -174,6 +176,89 @@ def test_the_linearised_softmax_has_the_quadratic_that_differentiation_finds():
     np.testing.assert_allclose(local.noise, noise.covariance(), atol=1e-8)
     spread = np.eye(net.rank)
     np.testing.assert_allclose(local.minibatch_noise().multiplicative(spread), noise.multiplicative(spread), atol=1e-7)
+
+
+def rotated(values, seed=0):
+    basis = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(values), len(values))))[0]
+    return (basis * values) @ basis.T
+
+
+@pytest.mark.parametrize("hessian", ["explicit", "products"])
+@pytest.mark.parametrize("worst", [-1.0, -1e-3, -1e-6], ids=["deep", "shallow", "slight"])
+def test_a_saddle_is_no_minimum_for_matrices_and_products_alike(hessian, worst):
+    curvature = torch.tensor(rotated(np.append(np.geomspace(1e-3, 1.0, 149), worst)))
+
+    def loss(w, x):
+        return 0.5 * w @ curvature @ w + x * w[0]
+
+    arguments = {"optimum": np.zeros(150), "data": [-1.0, 1.0], "batch_size": 1, "hessian": hessian}
+    with pytest.raises(InvalidProblemError, match="no minimum: the smallest eigenvalue of the Hessian is -"):
+        local_quadratic(loss, **arguments)
+    with pytest.raises(InvalidProblemError, match="no minimum"):  # and no maximum is one
+        local_quadratic(lambda w, x: -0.5 * w @ w + x * w[0], **arguments)
+    flat = local_quadratic(lambda w, x: 0.5 * (w[:9] @ w[:9]) + x * w[0], **arguments)
+    assert abs(flat.smallest_eigenvalue) < 1e-12
+
+
+def test_a_hessian_is_repaired_within_the_rounding_of_its_derivatives_only():
+    exact = rotated(np.append(np.linspace(0.1, 1.0, 20), 0.0))
+    rounded = rotated(np.append(np.linspace(0.1, 1.0, 20), -3e-13))
+    rounded[0, 1] += 1e-13  # derivatives rounded so much explain it
+    found = curvature_of(rounded)
+    assert found.smallest == pytest.approx(-3e-13, rel=0.3)
+    np.testing.assert_allclose(found.hessian, exact, atol=1e-12)
+    Quadratic(found.hessian, np.eye(21), np.zeros(21))  # numerics takes what is accepted
+    with pytest.raises(InvalidProblemError, match="positive semidefinite"):
+        Quadratic(rotated(np.append(np.linspace(0.1, 1.0, 20), -3e-13)), np.eye(21), np.zeros(21))
+    beyond = curvature_of(rotated(np.append(np.linspace(0.1, 1.0, 20), -3e-13)))
+    assert not beyond.minimal
+
+
+def test_what_is_accepted_as_a_minimum_numerics_accepts():
+    """A network without weight decay, whose flat directions have curvatures of either sign."""
+    torch.manual_seed(0)
+    x, y = torch.randn(24, 4, dtype=torch.float64), torch.randint(0, 3, (24,))
+    found = []
+    for seed in range(3):
+        loss, start = flat_loss(mlp((4, 3, 3), rng=seed), "cross_entropy")
+        with contextlib.suppress(InvalidProblemError):  # some have none
+            found.append(local_quadratic(loss, local_optimum(loss, start, (x, y), steps=30), (x, y), batch_size=4))
+    assert found
+    for local in found:
+        Quadratic(local.hessian, local.noise, local.optimum)
+
+
+def test_the_remainder_of_the_noise_is_its_gaussian_moment():
+    """Gradients h w + x (1 + a w + b w^2) at x = -1, 1: a spread of (1 + a w + b w^2)^2, of quadratics (1 + a w)^2."""
+    a, b, s = 0.6, 0.4, 0.5
+
+    def loss(w, x):
+        return w[0] ** 2 + x * (w[0] + a * w[0] ** 2 / 2 + b * w[0] ** 3 / 3)
+
+    found = local_quadratic(loss, [0.0], [-1.0, 1.0], batch_size=1).remainder([[s**2]], rng=3)
+    real, own = 1 + (a**2 + 2 * b) * s**2 + 3 * b**2 * s**4, 1 + a**2 * s**2
+    assert abs(found.noise - (real - 1)) < 4.5 * found.noise_standard_error
+    assert abs(found.own_noise - (real / own - 1)) < 4.5 * found.own_noise_standard_error
+    assert min(real - 1, real / own - 1) > 0.1
+    # Where examples are quadratic there is none.
+    exact = local_quadratic(lambda w, x: (1 + x / 2) * w[0] ** 2 + x * w[0], [0.0], [-1.0, 1.0], batch_size=1)
+    assert abs(exact.remainder([[s**2]], rng=0).own_noise) < 100 * EPS
+    assert exact.remainder([[s**2]], rng=0).noise > 0.01
+
+
+def test_a_minimum_on_kinks_is_called_that():
+    torch.manual_seed(1)
+    x, y = torch.randn(24, 4, dtype=torch.float64), torch.randint(0, 3, (24,))
+    loss, start = flat_loss(mlp((4, 3, 3), activation="relu"), "cross_entropy", l2=0.01)
+    with pytest.raises(InvalidProblemError, match=r"examples jump right there: .* Take a smooth activation") as refused:
+        local_optimum(loss, start, (x, y), steps=20)
+    assert "weight decay" not in str(refused.value)
+
+
+def test_gradients_that_take_too_much_memory_are_refused_before_they_are_taken():
+    problem = regression()
+    with pytest.raises(InvalidProblemError, match=r"9 examples by 4 weights take 288 bytes, and 287 are allowed"):
+        local_quadratic(squared, problem.optimum, (problem.X, problem.y), batch_size=1, gradient_bytes=287)
 
 
 def kinked(w, x):
@@ -191,7 +276,7 @@ def kinked(w, x):
         (lambda w, x: (w[0] > x).double(), [0.5], [0.0, 1.0], "gradient of every example is exactly 0"),
         (lambda w, x: torch.tensor(float(w[0].item() + x.item())), [0.5], [0.0, 1.0], "cannot be differentiated"),
         (lambda w, x: w * x, [0.5, 0.5], [0.0, 1.0], r"scalar tensor for ONE example, got shape \(2,\)"),
-        (lambda w, x: w[0] * x, [np.nan], [0.0, 1.0], "optimum must be a finite vector"),
+        (lambda w, x: w[0] * x, [np.nan], [0.0, 1.0], "point must be finite"),
         (lambda w, x: w[0] * x, [1.0], ([0.0, 1.0], [1.0]), "one entry per example"),
     ],
     ids=["slope", "saddle", "nan", "inf gradient", "kink", "step", "item", "vector", "point", "data"],
