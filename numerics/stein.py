@@ -16,11 +16,15 @@ Methods
     The m^2 linear equations as a dense system (least squares where it is singular); the oracle for small m.
 ``"auto"``
     ``"schur"``.
+
+Every method works in units of the state in which A is balanced and Q of the order of 1 (powers of two, so that nothing
+is rounded), and its solution is refined by residuals of twice the working precision.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -29,25 +33,31 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import InvalidProblemError, NonStationaryError
+from ..errors import AccuracyWarning, InvalidProblemError, NonStationaryError, ScaleError
 from . import _arrays
 from . import _stein_methods as methods
 from . import _triangular_stein as tri
+from ._accurate import Pair, difference
 from ._result import Frozen
+from ._state_units import state_units
+from ._stein_singular import LARGEST_EXACT_CONDITION, Caller, Found, Verdict, singular_case
 
 __all__ = ["SteinSolution", "Verdict", "solve_stein"]
 
 Array = NDArray[np.float64]
 Method = Literal["auto", "schur", "doubling", "kronecker"]
 _Chosen = Literal["schur", "doubling", "kronecker"]
-Verdict = Literal["stationary", "unstable", "marginal", "none"]
 
 #: The largest m for which ``"kronecker"`` forms its m^2 x m^2 matrix.
 LARGEST_KRONECKER = 40
-#: The largest m for which the condition is exact, from the singular values of the m^2 x m^2 matrix.
-LARGEST_EXACT_CONDITION = 16
-#: Products of four entries of A stay finite below this.
+#: Products of four entries of A, in balanced units, stay finite below this.
 LARGEST_ENTRY = 1e70
+#: Above this relative error a solution comes with a warning.
+WARNED = 1e-6
+#: What the estimated norm of an inverse is multiplied by for a bound; the estimator finds a third of it or more.
+ESTIMATE = 3.0
+#: Solutions whose largest entry is below this have lost digits to underflow.
+SMALLEST = 2.0**-969
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +74,14 @@ class SteinSolution(Frozen):
         ``"unstable"``: X solves the equation, but A has a mode that grows.
         ``"marginal"``: modes of modulus 1 which Q does not excite; many solutions.
         ``"none"``: no solution.
+    error : float
+        A bound of :math:`\|X - X_{exact}\|_F / \|X_{exact}\|_F` for the A and Q given, as the doubles they are.  For
+        ``"stationary"`` it is rigorous: from the residual, evaluated to twice the working precision, and a Lyapunov
+        matrix that proves the verdict.  For ``"unstable"`` above m = 16 it rests on an estimated norm of the inverse,
+        and for a singular operator on the rounding of invariant subspaces.  nan where there is no X.
     residual : float
-        :math:`\|A X A^\top - X + Q\|_F / (\|A X A^\top\|_F + \|X\|_F + \|Q\|_F)`; nan where there is no X.
+        :math:`\|A X A^\top - X + Q\|_F / (\|A\|_F^2 \|X\|_F + \|X\|_F + \|Q\|_F)` in :attr:`units`; nan where there is
+        no X.
     rho : float
         Spectral radius of A.
     modes : tuple of complex
@@ -74,15 +90,19 @@ class SteinSolution(Frozen):
         The method that computed ``value``.
     status : str
         The verdict in words.
+    units : ndarray, shape (m,)
+        Powers of two: the state divided by them is what was solved for.
     """
 
     value: Array | None
     verdict: Verdict
+    error: float
     residual: float
     rho: float
     modes: tuple[complex, ...]
     method: str
     status: str
+    units: Array
     _covariance: Array | None = field(repr=False)
     _indefinite: str | None = field(repr=False)
     _form: tri.SchurForm = field(repr=False)
@@ -120,7 +140,7 @@ class SteinSolution(Frozen):
 
     @cached_property
     def condition(self) -> float:
-        r"""The condition number of the operator :math:`X \mapsto A X A^\top - X`; inf where it is singular.
+        r"""The condition number of :math:`X \mapsto A X A^\top - X` in :attr:`units`; inf where it is singular.
 
         Up to m = 16 in the 2-norm, from all singular values; above, in the 1-norm of the vectorised operator: its norm
         exactly, that of its inverse by Higham and Tisseur's estimator through a few solves.  Computed on first use.
@@ -128,7 +148,7 @@ class SteinSolution(Frozen):
         if np.any(tri.mirrored_modes(self._form)[0]):
             return math.inf
         if self._form.dim <= LARGEST_EXACT_CONDITION:
-            s = scipy.linalg.svdvals(methods.kronecker_matrix(self._matrix))
+            s = scipy.linalg.svdvals(methods.kronecker_matrix(self._matrix - np.eye(self._form.dim)))
             return float(s[0] / s[-1]) if s[-1] > 0 else math.inf
         return methods.norm_1(self._matrix) * methods.inverse_norm_1(self._form)
 
@@ -157,13 +177,23 @@ def solve_stein(A: ArrayLike, Q: ArrayLike, /, *, method: Method = "auto") -> St
         Arrays that are not what they claim, an unknown method, m too large for the method.
     NonStationaryError
         ``method="doubling"`` where the spectral radius is not below 1.
+    ScaleError
+        Double precision does not hold the solution in the units given.
+
+    Warns
+    -----
+    AccuracyWarning
+        If the error bound is above 1e-6.
 
     Notes
     -----
+    *Units.* The state is divided by powers of two that balance A and bring the Q of each uncoupled part of the state to
+    the order of 1; what follows is said in these units.
+
     *Whether a mode is on the unit circle* is exact for a triangular A. For another A it is decided up to the rounding
     of its Schur form, 4 m eps ||A||. Likewise an excitation of a marginal mode by Q counts as none up to 4 m eps ||Q||
-    and to what the rounding of the invariant subspace of the mode makes of Q. So "stationary" next to the circle and
-    "none" are statements to working precision.
+    and to what the rounding of the invariant subspace of the mode makes of Q. So "marginal" and "none" are statements
+    to working precision. Elsewhere a Lyapunov matrix decides between "stationary" and "unstable", which proves it.
 
     *Mirrored pairs.* Where an eigenvalue outside the circle mirrors one inside (2 and 1/2), the operator is singular
     though no mode is marginal.  The verdict is ``"unstable"`` where a solution exists (``value`` is the one of least
@@ -195,19 +225,26 @@ def solve_stein(A: ArrayLike, Q: ArrayLike, /, *, method: Method = "auto") -> St
     >>> solve_stein([[1.0, 0.0], [0.0, 0.5]], [[0.1, 0.0], [0.0, 0.75]]).verdict
     'none'
     """
-    if method not in get_args(Method):
-        raise InvalidProblemError(f"unknown method {method!r}; choose one of {', '.join(map(repr, get_args(Method)))}")
-    a = _arrays.square("A", A)
-    m = a.shape[0]
-    q = _arrays.symmetric("Q", Q, dim=m)
-    if method == "kronecker" and m > LARGEST_KRONECKER:
+    chosen: _Chosen = "schur" if (picked := _arrays.choice("method", method, get_args(Method))) == "auto" else picked
+    given_a = _arrays.square("A", A)
+    m = given_a.shape[0]
+    given_q = _arrays.symmetric("Q", Q, dim=m)
+    if chosen == "kronecker" and m > LARGEST_KRONECKER:
         raise InvalidProblemError(f"method 'kronecker' solves at most m = {LARGEST_KRONECKER}, got {m}; use 'schur'")
-    if np.max(np.abs(a)) > LARGEST_ENTRY:
-        raise InvalidProblemError(f"A is too large for float64: max|A| = {np.max(np.abs(a)):.3g} > {LARGEST_ENTRY:.0e}")
-    chosen: _Chosen = "schur" if method == "auto" else method
-    scale = math.ldexp(1.0, math.frexp(float(np.max(np.abs(q))))[1] - 1) if np.any(q) else 1.0
-    indefinite = _indefinite(q)
-    q = q / scale  # a power of two: exact, and X is linear in Q
+    indefinite = _indefinite(given_q)
+    units = state_units(given_a, given_q if indefinite is None else None)
+    # X is linear in Q: a power of two goes to the end, where the units do not hold it
+    largest = float(np.max(np.abs(given_q)))
+    scale = math.ldexp(1.0, math.frexp(largest)[1] - 1) if indefinite is not None and largest > 0.0 else 1.0
+    a, q = given_a * (units / units[:, None]), given_q / scale / units / units[:, None]
+    if not np.max(np.abs(a)) <= LARGEST_ENTRY:
+        raise InvalidProblemError(
+            f"A is too large for float64: max|A| = {np.max(np.abs(given_a)):.3g}, and {np.max(np.abs(a)):.3g} > "
+            f"{LARGEST_ENTRY:.0e} in units in which it is balanced"
+        )
+    if indefinite is None and np.ptp(np.log2(units)) > 10.0:  # a small unit is seen only in its own
+        indefinite = _indefinite(q)
+    plain = Caller(given_a, given_q / scale, units)
     a, form, sign = tri.signed_schur_form(a)
     mirrored, unit = tri.mirrored_modes(form)
     modulus = np.where(unit, 1.0, np.abs(form.eigenvalues))
@@ -222,83 +259,84 @@ def solve_stein(A: ArrayLike, Q: ArrayLike, /, *, method: Method = "auto") -> St
             modes=modes,
         )
     if mirrored.any():
-        found = _singular_case(form, a, q, chosen, mirrored, outside, indefinite is None)
+        found = singular_case(form, q, chosen, mirrored, outside, indefinite is None, plain)
     else:
         found = _regular_case(form, a, q, chosen, outside, rho)
     modes = tuple(sign * complex(z) for z in form.eigenvalues[found.which])
-    return SteinSolution(
-        value=_frozen(found.value, scale),
+    solution = SteinSolution(
+        value=_in_units(found.value, units, scale),
         verdict=found.verdict,
+        error=math.nan if found.value is None else _relative_error(found, units),
         residual=math.nan if found.value is None else _relative_residual(a, found.value, q),
-        rho=rho,
+        rho=rho if found.rho is None else found.rho,
         modes=modes,
         method=chosen,
-        status=found.text.format(modes=_listed(modes), size=found.size * scale, level=found.level * scale),
-        _covariance=_frozen(found.covariance, scale),
+        status=found.text.format(modes=_listed(modes), size=found.size, level=found.level),
+        units=units,
+        _covariance=_in_units(found.covariance, units, scale),
         _indefinite=indefinite,
         _form=form,
         _matrix=a,
     )
+    if solution.error > WARNED:
+        warnings.warn(
+            f"the solution of the Stein equation may be off by {solution.error:.2g} of its size: {solution.status}; "
+            f"the condition of the equation is {solution.condition:.2g}",
+            AccuracyWarning,
+            stacklevel=2,
+        )
+    return solution
 
 
-@dataclass(frozen=True, eq=False)
-class _Found:
-    """A verdict with what belongs to it; the size of Q that no X balances, and what rounding explains of it."""
-
-    verdict: Verdict
-    which: tri.Mask
-    text: str
-    value: Array | None = None
-    covariance: Array | None = None
-    size: float = 0.0
-    level: float = 0.0
-
-
-def _regular_case(form: tri.SchurForm, a: Array, q: Array, method: _Chosen, outside: tri.Mask, rho: float) -> _Found:
-    if method == "doubling":
-        value = methods.doubling(a, q, rho)
-    elif method == "kronecker":
-        value = methods.kronecker(a, q)
+def _regular_case(form: tri.SchurForm, a: Array, q: Array, method: _Chosen, outside: tri.Mask, rho: float) -> Found:
+    d = difference(a, np.eye(len(a)))
+    solve = methods.solver(method, form, d.high)
+    if solve is None:
+        raise NonStationaryError(
+            f"doubling did not converge in {methods.MOST_DOUBLINGS} steps although the computed spectral radius is "
+            f"{rho:.17g}: A is too far from normal; use method='schur'",
+            rho=rho,
+        )
+    # In units of its own deviations the state has no large variance that hides a small one.
+    t = methods.deviations(solve, q)
+    solve, d, q = methods.in_units(solve, d, q, t)
+    y, defect, definite = methods.certificate(solve, d)
+    if defect <= methods.LARGEST_DEFECT:  # Y decides, not the eigenvalues
+        stable = definite
+        if definite and rho >= 1.0:  # A Y A' <= Y - (1 - defect) I
+            proven = math.sqrt(max(0.0, 1.0 - (1.0 - defect) / float(np.linalg.norm(y, 2))))
+            rho = min(proven, float(np.nextafter(1.0, 0.0)))
     else:
-        value = _real(form, tri.back_substitute(form.increment, _transformed(form, q)))
-    if not outside.any():
-        return _Found("stationary", outside, f"stationary: spectral radius {rho:.6g} < 1", value, value)
-    text = "unstable: the modes {modes} grow; value solves the equation and is not a covariance"
-    return _Found("unstable", outside, text, value)
+        stable = not outside.any()
+    if stable:
+        solution = methods.bounded(solve, d, Pair.of(q), proof=(y, defect, definite))
+        value, error = solution.value * np.outer(t, t), solution.error * np.outer(t, t)
+        which, text = np.zeros_like(outside), f"stationary: spectral radius {rho:.6g} < 1"
+        if not solution.certified:
+            text += ", which double precision does not prove"
+        found = Found("stationary", which, text, value, value, error, rho=rho)
+    else:
+        solution = methods.refined(solve, d, Pair.of(q))
+        value = solution.value.high * np.outer(t, t)
+        left = float(np.linalg.norm((np.abs(solution.residual) + solution.rounding) * np.outer(t, t)))
+        error = np.abs(solution.value.low) * np.outer(t, t)
+        error = error + (_inverse_norm(form) * left if solution.converged else math.inf)
+        which = outside if outside.any() else np.abs(form.eigenvalues) == np.abs(form.eigenvalues).max()
+        text = "unstable: the modes {modes} grow; value solves the equation and is not a covariance"
+        found = Found("unstable", which, text, value, error=error)
+    if not np.all(np.isfinite(value)):
+        raise InvalidProblemError(f"A X A^T - X is singular to working precision for method {method!r}; use 'schur'")
+    return found
 
 
-def _singular_case(
-    form: tri.SchurForm, a: Array, q: Array, method: _Chosen, mirrored: tri.Mask, outside: tri.Mask, semidefinite: bool
-) -> _Found:
-    dense = method == "kronecker"
-    excitation = _excitation(form, q, mirrored)
-    if semidefinite and not outside.any() and excitation.none:
-        covariance = _unexcited_covariance(excitation, q)
-        value = methods.least_squares(a, q) if dense else _without_kernel(form, covariance, mirrored)
-        text = (
-            "marginal: the modes {modes} are on the unit circle and not excited by Q; value is the solution of least "
-            "norm, the variance in these modes is that of their start"
-        )
-        return _Found("marginal", mirrored, text, value, covariance)
-    size, level = excitation.left_over(), excitation.block_level
-    if size > level:
-        text = (
-            f"no solution: Q excites the modes {{modes}}, which {'are mirrored in' if outside.any() else 'are on'} the "
-            "unit circle, by {size:.3g} (rounding explains at most {level:.3g})"
-        )
-        return _Found("none", mirrored, text, size=size, level=level)
-    value = methods.least_squares(a, q) if dense else _singular(form, q, mirrored)
-    if outside.any():
-        text = "unstable: the modes {modes} grow or are mirrored; value is the solution of least norm, not a covariance"
-        return _Found("unstable", mirrored | outside, text, value)
-    if semidefinite:
-        text = (
-            "unstable: Q excites the defective modes {modes} on the unit circle, so the powers of A grow; value is the "
-            "solution of least norm, not a covariance"
-        )
-        return _Found("unstable", mirrored, text, value)
-    text = "marginal: the modes {modes} are on the unit circle; Q is indefinite, value is the solution of least norm"
-    return _Found("marginal", mirrored, text, value)
+def _inverse_norm(form: tri.SchurForm) -> float:
+    """A bound of what the inverse of the operator makes of a matrix of norm 1."""
+    if form.dim > LARGEST_EXACT_CONDITION:
+        return ESTIMATE * form.dim * methods.inverse_norm_1(form)  # from the sum of all entries to the Frobenius norm
+    d = (form.vectors @ form.increment @ form.vectors.conj().T).real
+    s = scipy.linalg.svdvals(methods.kronecker_matrix(d))
+    least = float(s[-1]) - form.dim**2 * tri.EPS * float(s[0])
+    return 1.0 / least if least > 0.0 else math.inf
 
 
 def _indefinite(q: Array) -> str | None:
@@ -309,11 +347,20 @@ def _indefinite(q: Array) -> str | None:
     return None
 
 
-def _frozen(x: Array | None, scale: float) -> Array | None:
-    if x is not None:
-        x = x * scale
-        x.flags.writeable = False
-    return x
+def _in_units(x: Array | None, units: Array, scale: float) -> Array | None:
+    """A solution in the caller's units; refused where they do not hold it."""
+    if x is None:
+        return None
+    with np.errstate(over="ignore", under="ignore"):
+        out = np.asarray(x * units * units[:, None] * scale)
+    size = float(np.max(np.abs(out)))
+    if not np.all(np.isfinite(out)) or (np.any(x) and size < SMALLEST):
+        power = float(np.max(np.log10(np.abs(np.diagonal(x)) + 1e-300) + 2.0 * np.log10(units))) + math.log10(scale)
+        raise ScaleError(
+            f"the solution has entries of some 1e{power:.0f}, which double precision does not hold; give Q in other "
+            f"units (the solution is linear in it)"
+        )
+    return out
 
 
 def _listed(modes: tuple[complex, ...]) -> str:
@@ -322,78 +369,19 @@ def _listed(modes: tuple[complex, ...]) -> str:
 
 
 def _relative_residual(a: Array, x: Array, q: Array) -> float:
-    left = np.linalg.norm(tri.residual(a - np.eye(a.shape[0]), x, q))
-    size = np.linalg.norm(a @ x @ a.T) + np.linalg.norm(x) + np.linalg.norm(q)
+    """Of the solution in balanced units, where no square of an entry that counts underflows."""
+    left = np.linalg.norm(methods.stein_residual(difference(a, np.eye(len(a))), Pair.of(x), Pair.of(q)))
+    size = (np.linalg.norm(a) ** 2 + 1.0) * np.linalg.norm(x) + np.linalg.norm(q)
     return float(left / size) if size > 0 else 0.0
 
 
-def _transformed(form: tri.SchurForm, x: Array) -> tri.Complex:
-    out: tri.Complex = form.vectors.conj().T @ x @ form.vectors
-    return out
-
-
-def _real(form: tri.SchurForm, y: tri.Complex) -> Array:
-    x = (form.vectors @ y @ form.vectors.conj().T).real
-    return 0.5 * (x + x.T)
-
-
-@dataclass(frozen=True, eq=False)
-class _Excitation:
-    """How Q meets the mirrored modes, which come last in ``ordered``.
-
-    The last Schur vectors U span the left invariant subspace of these modes.  A semidefinite Q leaves them alone where
-    Q U = 0.  An error of angle t in U changes Q U by t |Q| but U* Q U by 2 t |Q U| + t^2 |Q| only.
-    """
-
-    ordered: tri.Ordered
-    touch: float
-    touch_level: float
-    block: tri.Complex
-    block_level: float
-
-    @property
-    def none(self) -> bool:
-        return self.touch <= self.touch_level and float(np.linalg.norm(self.block)) <= self.block_level
-
-    def left_over(self) -> float:
-        """The part of Q that no X can balance."""
-        increment = self.ordered.form.increment[self.ordered.split :, self.ordered.split :]
-        return tri.singular_solve(increment, self.block, self.ordered.block_rounding)[1]
-
-
-def _excitation(form: tri.SchurForm, q: Array, mirrored: tri.Mask) -> _Excitation:
-    ordered = form.reordered(~mirrored)
-    u = ordered.form.vectors[:, ordered.split :]
-    size, angle = float(np.linalg.norm(q)), ordered.subspace_rounding
-    level = tri.SAFETY * form.dim * tri.EPS * size
-    product = q @ u
-    touch = float(np.linalg.norm(product))
-    block_level = level + 2.0 * angle * touch + angle**2 * size
-    return _Excitation(ordered, touch, level + angle * size, u.conj().T @ product, block_level)
-
-
-def _unexcited_covariance(excitation: _Excitation, q: Array) -> Array:
-    """The sum over A^k Q A^kT where Q is semidefinite and Q U = 0: the damped modes by themselves."""
-    form, n = excitation.ordered.form, excitation.ordered.split
-    y = np.zeros((form.dim, form.dim), dtype=np.complex128)
-    y[:n, :n] = tri.back_substitute(form.increment[:n, :n], _transformed(form, q)[:n, :n])
-    return _real(form, y)
-
-
-def _singular(form: tri.SchurForm, q: Array, mirrored: tri.Mask) -> Array:
-    """The solution of least norm: the kernel lies in the leading block, once the mirrored modes come first."""
-    ordered = form.reordered(mirrored)
-    form, k = ordered.form, ordered.split
-    f = _transformed(form, q)
-    y = tri.back_substitute(form.increment, f, start=k)
-    rest = tri.residual(form.increment, y, f)[:k, :k]
-    y[:k, :k] = tri.singular_solve(form.increment[:k, :k], np.asarray(rest), ordered.block_rounding)[0]
-    return _real(form, y)
-
-
-def _without_kernel(form: tri.SchurForm, x: Array, mirrored: tri.Mask) -> Array:
-    ordered = form.reordered(mirrored)
-    form, k = ordered.form, ordered.split
-    y = _transformed(form, x)
-    y[:k, :k] -= tri.kernel_part(form.increment[:k, :k], y[:k, :k], ordered.block_rounding)
-    return _real(form, y)
+def _relative_error(found: Found, units: Array) -> float:
+    """The error bound of all entries, relative to the size of the solution, in the caller's units."""
+    assert found.value is not None
+    outer = np.outer(units, units) / float(np.max(units)) ** 2
+    off = float(np.linalg.norm(found.error * outer))
+    size = float(np.linalg.norm(found.value * outer))
+    if off == 0.0:
+        return 0.0
+    # |X| >= size - off: the bound is relative to the exact solution; 2 eps for the unit in the last place itself
+    return off / (size - off) if off < 0.5 * size else math.inf

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+
 import mpmath
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sgdcov.errors import InvalidProblemError, NonStationaryError
+from sgdcov.errors import AccuracyWarning, InvalidProblemError, NonStationaryError
 from sgdcov.numerics import _triangular_stein as tri
 from sgdcov.numerics.stein import solve_stein
 
@@ -80,9 +83,16 @@ def test_forward_error_is_within_the_condition(kind, method):
     rng = np.random.default_rng(KINDS.index(kind))
     for m in (1, 2, 3, 4) * 5:
         a, q = random_a(kind, rng, m), gram(rng, m)
-        solution = solve_stein(a, q, method=method)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            solution = solve_stein(a, q, method=method)
         assert solution.verdict == ("unstable" if kind == "unstable" else "stationary")
-        assert relative(solution.value, oracle(a, q)) <= SAFETY * m * EPS * max(solution.condition, 1.0)
+        error = relative(solution.value, oracle(a, q))
+        assert error <= solution.error + EPS
+        assert error <= SAFETY * m * EPS * max(solution.condition, 1.0)
+        # a Lyapunov matrix of condition 1e16 cannot be seen to be positive
+        assert solution.error <= 1e-11 or solution.condition > 1e14
+        assert [w.category for w in caught] == ([AccuracyWarning] if solution.error > 1e-6 else [])
         assert np.array_equal(solution.value, solution.value.T)
 
 
@@ -123,6 +133,7 @@ def test_the_estimated_condition_brackets_the_exact_one(m, monkeypatch):
     exact = solve_stein(a, np.eye(m))
     assert exact.condition_norm == "2-norm"
     full = np.kron(a, a) - np.eye(m * m)
+    assert np.all(exact.units == 1.0)  # balanced as it is
     assert exact.condition == pytest.approx(np.linalg.cond(full))
     monkeypatch.setattr("sgdcov.numerics.stein.LARGEST_EXACT_CONDITION", 0)
     estimated = solve_stein(a, np.eye(m))
@@ -286,18 +297,27 @@ def test_heavy_ball_with_flat_directions(momentum, rotated):
 
 
 def test_an_excitation_at_the_level_of_rounding_is_forgiven_and_above_it_is_not():
-    a = np.diag([1.0, 0.5])
-    assert solve_stein(a, np.diag([EPS, 1.0])).verdict == "marginal"
-    refused = solve_stein(a, np.diag([1e-13, 1.0]))
+    c, s = np.cos(0.3), np.sin(0.3)
+    u = np.array([[c, -s], [s, c]])
+
+    def rotated(x):
+        out = u @ np.diag(x) @ u.T
+        return 0.5 * (out + out.T)
+
+    assert solve_stein(rotated([1.0, 0.5]), rotated([EPS, 1.0])).verdict == "marginal"
+    refused = solve_stein(rotated([1.0, 0.5]), rotated([1e-13, 1.0]))
     assert refused.verdict == "none"
-    assert "by 1e-13" in refused.status
+    assert re.search(r"by [0-9.]+e-13 in units", refused.status)
+    # where nothing was rounded nothing is forgiven: a mode that is coupled to no other has units of its own
+    assert solve_stein(np.diag([1.0, 0.5]), np.diag([EPS, 1.0])).verdict == "none"
 
 
 def test_a_triangular_matrix_is_judged_exactly():
     below = np.nextafter(1.0, 0.0)
     assert solve_stein([[below, 1.0], [0.0, 0.5]], np.eye(2)).verdict == "stationary"
     assert solve_stein([[1.0, 0.0], [1.0, 0.5]], np.eye(2)).verdict == "none"
-    assert solve_stein([[np.nextafter(1.0, 2.0), 0.0], [1.0, 0.5]], np.eye(2)).verdict == "unstable"
+    with pytest.warns(AccuracyWarning):
+        assert solve_stein([[np.nextafter(1.0, 2.0), 0.0], [1.0, 0.5]], np.eye(2)).verdict == "unstable"
 
 
 def test_an_indefinite_q_is_solved_but_is_no_covariance():
@@ -366,7 +386,12 @@ def test_doubling_refuses_what_it_cannot_sum():
 @pytest.mark.parametrize(
     ("a", "q", "method", "says"),
     [
-        ([[0.5]], [[1.0]], "bilinear", r"unknown method 'bilinear'; choose one of 'auto'"),
+        (
+            [[0.5]],
+            [[1.0]],
+            "bilinear",
+            r"method must be one of 'auto', 'schur', 'doubling', 'kronecker', got 'bilinear'",
+        ),
         ([[0.5, 0.0]], [[1.0]], "auto", r"A must be square, got shape \(1, 2\)"),
         ([[0.5]], np.eye(2), "auto", r"Q must have shape \(1, 1\), got \(2, 2\)"),
         ([[np.nan]], [[1.0]], "auto", r"A must be finite: A\[0, 0\] = nan"),
