@@ -130,7 +130,8 @@ def deviations(solve: Solver, q: Array) -> Array:
     with np.errstate(all="ignore"):
         variances = np.abs(np.diagonal(solve(q)))
         known = np.isfinite(variances) & (variances > 0.0)
-        return np.ldexp(1.0, np.clip(np.frexp(np.sqrt(np.where(known, variances, 1.0)))[1], -300, 300))
+        exponents = np.frexp(np.sqrt(np.where(known, variances, 1.0)))[1]
+        return np.asarray(np.ldexp(1.0, np.clip(exponents, -300, 300)))
 
 
 def in_units(solve: Solver, d: Pair, q: Array, units: Array) -> tuple[Solver, Pair, Array]:

@@ -316,11 +316,11 @@ def _regular_case(form: tri.SchurForm, a: Array, q: Array, method: _Chosen, outs
             text += ", which double precision does not prove"
         found = Found("stationary", which, text, value, value, error, rho=rho)
     else:
-        solution = methods.refined(solve, d, Pair.of(q))
-        value = solution.value.high * np.outer(t, t)
-        left = float(np.linalg.norm((np.abs(solution.residual) + solution.rounding) * np.outer(t, t)))
-        error = np.abs(solution.value.low) * np.outer(t, t)
-        error = error + (_inverse_norm(form) * left if solution.converged else math.inf)
+        rough = methods.refined(solve, d, Pair.of(q))
+        value = rough.value.high * np.outer(t, t)
+        left = float(np.linalg.norm((np.abs(rough.residual) + rough.rounding) * np.outer(t, t)))
+        error = np.abs(rough.value.low) * np.outer(t, t)
+        error = error + (_inverse_norm(form) * left if rough.converged else math.inf)
         which = outside if outside.any() else np.abs(form.eigenvalues) == np.abs(form.eigenvalues).max()
         text = "unstable: the modes {modes} grow; value solves the equation and is not a covariance"
         found = Found("unstable", which, text, value, error=error)
