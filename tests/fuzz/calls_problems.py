@@ -167,7 +167,8 @@ def vector_least_squares(draw):
             grads = [data.gradient(f, o.vector(problem.optimum)) for f in parts]
             right = data.covariance_of(grads, data.factor(size, n, replacement))
             off = size_of(o.add(right, o.matrix(problem.noise(size, replacement)), -1))
-            require(off <= 1e-9 * (size_of(right) + max(size_of([g]) for g in grads) ** 2), "noise")
+            top = float(np.linalg.norm(X) * (np.linalg.norm(X) * np.linalg.norm(problem.optimum) + np.linalg.norm(y)))
+            require(off <= 1e-9 * top**2, "noise")
 
     case.judge = judge
     return case

@@ -120,7 +120,9 @@ def enough_digits(specs, *arrays):
         for x in (*hs, float(dict(spec.values).get("weight_decay", 0.0))):
             if x:
                 least = min(least, math.log10(lr) + math.log10(x))
-    mp.dps = int(DIGITS + 50 - 2 * least)
+    # The slots are of units of their own, lr apart, so that elimination works with numbers that far apart.
+    apart = max((abs(math.log10(dict(spec.values).get("lr", 1.0))) for spec in specs), default=0)
+    mp.dps = int(DIGITS + 50 - 2 * least + 2 * apart)
 
 
 # -- pairs of directions --------------------------------------------------------------------------------------------

@@ -183,9 +183,18 @@ class Moments:
         return upper, rows
 
     def radius(self):
-        """The spectral radius of the second moment's recursion, to float accuracy."""
+        """The spectral radius of the second moment's recursion: in floats, near 1 by squaring at many digits."""
         _, rows = self.operator()
-        return float(np.max(np.abs(np.linalg.eigvals(np.array([[float(x) for x in r] for r in rows])))))
+        found = float(np.max(np.abs(np.linalg.eigvals(np.array([[float(x) for x in r] for r in rows])))))
+        if not 0.99 < found < 1.01:
+            return found
+        logarithm, power = mpf(0), 1
+        for _ in range(40):
+            size = max(abs(x) for row in rows for x in row)
+            logarithm += mp.log(size) / power
+            rows = o.scaled(rows, 1 / size)
+            rows, power = o.mul(rows, rows), 2 * power
+        return float(mp.exp(logarithm + mp.log(max(abs(x) for row in rows for x in row)) / power))
 
     def stationary(self):
         """Mean and covariance of all slots."""
