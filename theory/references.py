@@ -98,6 +98,12 @@ _ENTRIES = (
         "author": "Hall, Peter", "title": "On the Removal of Skewness by Transformation",
         "journal": "Journal of the Royal Statistical Society: Series B", "volume": "54", "number": "1",
         "pages": "221--228", "year": "1992"}),
+    ("article", "liu2020cauchy", {
+        "author": "Liu, Yaowu and Xie, Jun",
+        "title": "Cauchy Combination Test: A Powerful Test With Analytic p-Value Calculation Under Arbitrary "
+                 "Dependency Structures",
+        "journal": "Journal of the American Statistical Association", "volume": "115", "number": "529",
+        "pages": "393--402", "year": "2020"}),
     ("inproceedings", "mulayoff2024exact", {
         "author": "Mulayoff, Rotem and Michaeli, Tomer",
         "title": "Exact Mean Square Linear Stability Analysis for {SGD}",

@@ -2,8 +2,11 @@ r"""Whether the fourth moment exists, without which a measured covariance has no
 
 A standard error is estimated from the spread of squares between replicas, whose variance is a fourth moment. Where the
 noise depends on the weights, a law may have a covariance and no fourth moment: then the squares have no variance, their
-empirical spread means nothing, and neither does a p-value. After a finite number of steps a fourth moment does exist,
-but once it has grown by orders of magnitude a few rare replicas make it, and its estimate is worth no more.
+empirical spread means nothing, and neither does a p-value. Near the threshold the squares have a variance but no third
+moment, and their spread settles too slowly for any sample: the growth of moments is convex in their order on a
+logarithmic scale, and by a parabola through the orders 0, 2 and 4 the sixth moment of the iterates exists where fourth
+moments decay at least as fast as second ones. After a finite number of steps a fourth moment does exist, but once it
+has grown by orders of magnitude a few rare replicas make it, and its estimate is worth no more.
 """
 
 from __future__ import annotations
@@ -47,6 +50,8 @@ class FourthMoment:
         is not known.
     error : float
         Numerical error of ``growth``.
+    second : float or None
+        The same factor for second moments; None where the law is not stationary.
     steps : int or None
         After how many steps from a start that has all moments it is asked for; None at the stationary law.
     """
@@ -55,11 +60,17 @@ class FourthMoment:
     growth: float
     error: float
     steps: int | None = None
+    second: float | None = None
+
+    @property
+    def near_threshold(self) -> bool:
+        """Whether it exists, but squares of iterates have no third moment that would make standard errors reliable."""
+        return self.verdict == "exists" and self.second is not None and self.growth + self.error > self.second
 
     @property
     def trusted(self) -> bool:
         """Whether standard errors mean anything."""
-        if self.verdict == "exists":
+        if self.verdict == "exists" and not self.near_threshold:
             return True
         if self.steps is None or math.isnan(self.growth):
             return False
@@ -84,7 +95,8 @@ class FourthMoment:
         about = f" +- {self.error:.1g}" if self.error >= 1e-6 * self.growth else ""
         where = "" if self.steps is None else " at the stationary law"
         count = "a step" if self.steps is None else f"each of {self.steps} steps"
-        return f"{self.verdict}{where}: it grows by the factor {self.growth:.6g}{about} in {count}"
+        near = f", near the threshold: second moments by {self.second:.6g}" if self.near_threshold else ""
+        return f"{self.verdict}{where}: it grows by the factor {self.growth:.6g}{about} in {count}{near}"
 
 
 def fourth_moment(optimizer: Optimizer, source: GradientSource, steps: int | None = None) -> FourthMoment | None:
@@ -116,10 +128,11 @@ def _found(optimizer: Optimizer, noise: GradientNoise, steps: int | None) -> Fou
 def _growth(optimizer: Optimizer, noise: GradientNoise, steps: int | None) -> FourthMoment:
     """The growth of fourth moments, known as well as its verdict needs."""
     entries = np.linalg.matrix_rank(noise.hessian) * len(optimizer.rule.slots)
+    second = numerics.mean_square_stability(optimizer, noise).spectral_radius if steps is None else None
     for sizes in SHORT if entries > EXACT_ENTRIES else ():
         rough = numerics.moment_growth(optimizer, noise, order=4, method="particles", rng=0, **sizes)
-        found = FourthMoment(rough.verdict, rough.value, rough.error, steps)
-        if found.trusted or found.verdict != "undecided":
+        found = FourthMoment(rough.verdict, rough.value, rough.error, steps, second)
+        if found.trusted or rough.verdict == "does not exist":
             return found
     exact = numerics.moment_growth(optimizer, noise, order=4)
-    return FourthMoment(exact.verdict, exact.value, exact.error, steps)
+    return FourthMoment(exact.verdict, exact.value, exact.error, steps, second)
