@@ -86,11 +86,12 @@ class SecondMoments:
     def scores(self, block: Block, left: Array, right: Array | None = None) -> Scores:
         """<D, x y^T - target> for D = left right^T, each replica's mean over its snapshots."""
         (x, x_spread), (y, y_spread) = self._centred(self.later, block), self._centred(self.earlier, block)
-        along = (lambda rows: rows) if right is None else (lambda rows: rows @ right)
-        expected = np.vdot(left if right is None else left @ right.T, self.target)
-        scalars = np.einsum("srk,srk->r", x @ left, along(y)) / len(x) - expected
-        taken = float(np.sum((x_spread @ left) * along(y_spread))) / (len(x_spread) * (len(x_spread) - 1))
-        return scalars, taken
+        if right is not None:
+            y, y_spread = y @ right, y_spread @ right
+        expected = float(np.vdot(left if right is None else left @ right.T, self.target))
+        scalars = np.einsum("srk,srk->r", x @ left, y) / len(x) - expected
+        taken = float(np.sum((x_spread @ left) * y_spread)) / (len(x_spread) * (len(x_spread) - 1))
+        return np.asarray(scalars), taken
 
     def largest_standard_error(self) -> float:
         """Of the (co)variances along eigen-directions."""

@@ -4,9 +4,9 @@ A standard error is estimated from the spread of squares between replicas, whose
 noise depends on the weights, a law may have a covariance and no fourth moment: then the squares have no variance, their
 empirical spread means nothing, and neither does a p-value. Near the threshold the squares have a variance but no third
 moment, and their spread settles too slowly for any sample: the growth of moments is convex in their order on a
-logarithmic scale, and by a parabola through the orders 0, 2 and 4 the sixth moment of the iterates exists where fourth
-moments decay at least as fast as second ones. After a finite number of steps a fourth moment does exist, but once it
-has grown by orders of magnitude a few rare replicas make it, and its estimate is worth no more.
+logarithmic scale, and on the parabola through the orders 0, 2 and 4 the sixth moment of the iterates exists where
+fourth moments decay at least as fast as second ones. After a finite number of steps a fourth moment does exist, but
+once it has grown by orders of magnitude a few rare replicas make it, and its estimate is worth no more.
 """
 
 from __future__ import annotations

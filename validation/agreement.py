@@ -34,6 +34,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidProblemError
 from ..numerics import EpochCovariance, ReshufflingLaw, StationaryCovariance, TransientCovariance
+from ..numerics._result import Frozen
 from ._chained_test import Outcome, SecondMoments, chained_shares, combined, mean_test, second_moment_tests
 from .averages import AutocovarianceEstimate
 from .stationary import Estimate
@@ -58,7 +59,7 @@ LEVEL_SHOWN = 1e-3
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Agreement:
+class Agreement(Frozen):
     """How a measured covariance compares with a predicted one.
 
     Attributes

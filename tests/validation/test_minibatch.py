@@ -1,5 +1,6 @@
 """True minibatches follow the exact law, where the additive one is rejected; and what has no law is not measured."""
 
+import math
 from itertools import cycle
 
 import numpy as np
@@ -278,26 +279,46 @@ FOURTH = float(next(root.real for root in np.roots([105.0, -60.0, 18.0, -4.0]) i
 
 def test_without_a_fourth_moment_there_is_no_p_value():
     assert 0 < FOURTH < 0.6 < 2 / 3
-    run = {"replicas": 500, "steps": 200, "snapshots": 1, "rng": 14, "progress": False}
-    for lr, verdict in ((0.9 * FOURTH, "exists"), (1.1 * FOURTH, "does not exist"), (0.6, "does not exist")):
+    run = {"replicas": 4000, "steps": 200, "snapshots": 2, "rng": 14, "progress": False}
+    near = "near the threshold"
+    for lr, verdict, why in (
+        (0.5 * FOURTH, "exists", None),
+        (0.95 * FOURTH, "exists", near),
+        (1.1 * FOURTH, "does not exist", "does not exist"),
+        (0.6, "does not exist", "does not exist"),
+    ):
         law = numerics.stationary_covariance(sgd(lr=lr), ONE_EXAMPLE.hessian, ONE_EXAMPLE)
         measured = stationary_covariance(sgd(lr=lr), ONE_EXAMPLE, **run)
         fourth, found = measured.fourth_moment, compare(measured, law, mean=[0.0])
         assert fourth.verdict == verdict
+        assert fourth.near_threshold == (why == near)
         x = lr * np.array([1, -4, 6 * 3, -4 * 15, 105]) / lr  # E (1 - lr x^2)^4 by the moments of x
         assert abs(fourth.growth - np.dot(x, lr ** np.arange(5))) < 1e-6
-        assert np.isnan(found.p_value) is np.bool_(verdict != "exists")
-        assert (found.withheld is None) == (verdict == "exists")
+        assert abs(fourth.second - (1 - 2 * lr + 3 * lr**2)) < 1e-12
+        assert np.isnan(found.p_value) == (why is not None)
         assert found.mean_p_value > 1e-4  # it needs a covariance only
-        for text in (repr(measured), repr(found), found._repr_html_()):
-            assert ("does not exist" in text) == (verdict != "exists")
+        for text in (str(found.withheld), repr(measured), repr(found), found._repr_html_()):
+            assert all((reason in text) == (reason == why) for reason in (near, "does not exist"))
+
+
+@pytest.mark.parametrize(("share", "sixth"), [(0.6, True), (0.9, False)])
+def test_near_the_threshold_the_sixth_moment_is_gone(share, sixth):
+    # E (1 - lr x^2)^6 by the moments of x
+    lr, moments = share * FOURTH, np.array([1, 1, 3, 15, 105, 945, 10395])
+    growth = sum(math.comb(6, k) * (-lr) ** k * moments[k] for k in range(7))
+    assert (growth < 1) == sixth
+    measured = stationary_covariance(
+        sgd(lr=lr), ONE_EXAMPLE, replicas=100, steps=10, snapshots=1, rng=0, progress=False
+    )
+    assert measured.fourth_moment.trusted == sixth
 
 
 def test_after_few_steps_a_fourth_moment_has_not_grown_yet_and_after_many_it_has():
     noise, run = ONE_EXAMPLE, {"replicas": 300, "rng": 15, "progress": False}
     soon, late = transient_covariance(sgd(lr=0.6), noise, (1, 60), start=[1.0], **run)
     laws = [numerics.transient_covariance(sgd(lr=0.6), noise.hessian, noise, k, mean=[1.0]) for k in (1, 60)]
-    assert compare(soon, laws[0]).withheld is None
+    assert soon.fourth_moment.trusted
+    assert "as skewed as this" in compare(soon, laws[0]).withheld  # a few hundred fourth powers of a normal number
     assert "means nothing" in compare(late, laws[1]).withheld.replace("mean nothing", "means nothing")
     # Nor does a run have one that starts at a law without.
     after = transient_covariance(sgd(lr=0.1), noise, 1, start=sgd(lr=0.6), **run)
