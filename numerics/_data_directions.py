@@ -20,11 +20,23 @@ import scipy.linalg
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dgejsv, dpstrf
 
-__all__ = ["FactorDirections", "column_scales", "factor_directions", "gram_factor", "scaled_qr"]
+from ..errors import ScaleError
+
+__all__ = [
+    "SMALLEST",
+    "FactorDirections",
+    "column_scales",
+    "factor_directions",
+    "gram_factor",
+    "gram_matrix",
+    "scaled_qr",
+]
 
 Array: TypeAlias = NDArray[np.float64]
 EPS = float(np.finfo(np.float64).eps)
 
+#: Products below this lose digits to underflow.
+SMALLEST = float(np.finfo(np.float64).tiny) / EPS
 #: What dgejsv's first arguments mean: rows and columns both scaled; no small columns killed; no transposition; no
 #: perturbation of tiny numbers.
 _JACOBI = {"joba": 2, "jobr": 0, "jobt": 0, "jobp": 0}
@@ -59,6 +71,27 @@ def column_scales(a: Array) -> Array:
     # frexp first: squares of the entries as they are may overflow or underflow.
     norms = np.linalg.norm(np.ldexp(a, -power), axis=0)
     return np.asarray(np.ldexp(1.0, power + np.frexp(np.where(norms > 0, norms, 1.0))[1] - 1))
+
+
+def gram_matrix(name: str, rows: Array, divisor: float = 1.0) -> Array:
+    """``rows.T @ rows / divisor``, exactly symmetric.
+
+    Raises
+    ------
+    ScaleError
+        If it overflows, or if columns are so small that it underflows and would be a false 0.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = rows.T @ rows / divisor
+        out = 0.5 * product + 0.5 * product.T
+    present = np.any(rows != 0.0, axis=0)
+    if not np.all(np.isfinite(out)) or np.any(np.diagonal(out)[present] < SMALLEST):
+        size = np.abs(rows).max(axis=0)[present]
+        raise ScaleError(
+            f"{name} is a matrix of squares of numbers from {size.min():.3g} to {size.max():.3g}, beyond double "
+            f"precision; take units in which the numbers lie between 1e-145 and 1e150"
+        )
+    return out
 
 
 def scaled_qr(a: Array) -> tuple[Array, Array, NDArray[np.intp], Array, int]:

@@ -45,44 +45,48 @@ class DualNorm:
         q = 1.0 if np.isinf(p) else float("inf") if p == 1.0 else p / (p - 1.0)
         return cls(p, q)
 
+    @property
+    def excess(self) -> float:
+        """``q - 1`` without the rounding of q."""
+        return 0.0 if self.q == 1.0 else 1.0 / (self.p - 1.0) if self.p > 1.0 else float("inf")
+
     def of(self, w: Array) -> Array:
         """The norm, over the last axis."""
-        return np.asarray(np.linalg.norm(w, ord=self.q, axis=-1)) if w.shape[-1] else np.zeros(w.shape[:-1])
+        return _norm(w, self.q)
 
     def attack_norm(self, delta: Array) -> float:
         """The attack's own norm of a vector."""
-        return float(np.linalg.norm(delta, ord=self.p)) if delta.size else 0.0
+        return float(_norm(delta, self.p))
 
     def gradient(self, w: Array) -> Array:
         """A subgradient over the last axis; 0 where w is 0, its coordinates 0 where those of w are."""
-        size = self.of(w)[..., None]
-        safe = np.where(size > 0, size, 1.0)
-        scaled = w / safe
         if self.q == 1.0:
             return np.sign(w)
         if np.isinf(self.q):
-            top = (np.abs(scaled) == 1.0) * np.sign(w)
+            top = (np.abs(w) == np.abs(w).max(axis=-1, keepdims=True, initial=0.0)) * np.sign(w)
             return np.asarray(top / np.maximum(np.abs(top).sum(axis=-1, keepdims=True), 1.0))
         if self.q == 2.0:
-            return np.asarray(scaled)
-        return np.asarray(np.sign(w) * np.abs(scaled) ** (self.q - 1.0))
+            size = self.of(w)[..., None]
+            return np.asarray(w / np.where(size > 0, size, 1.0))
+        total = _powers(w, self.q).sum(axis=-1, keepdims=True)
+        return np.asarray(np.sign(w) * _powers(w, self.excess) / np.maximum(total, 1.0) ** (1.0 / self.p))
 
     def hessian(self, w: Array) -> Array:
         """The Hessian at a point w != 0 off the kinks, shape (d, d); 0 for q = 1 and q = inf."""
         d = len(w)
         if self.q == 1.0 or np.isinf(self.q):
             return np.zeros((d, d))
-        size = float(self.of(w))
+        # With x = w / |w|: (q - 1) / |w| times diag(|x|^(q-2)) - g g'.  The shares |x|^q add up to 1, so a diagonal
+        # entry is |x_i|^(q-2) times the shares of the others, which no subtraction has to find.
+        powers = _powers(w, self.q)
+        shares = powers / powers.sum()
+        # infinite at coordinates of 0 for q < 2, which callers keep out
+        curvature = _powers(np.where(w == 0.0, np.inf, w) if self.q < 2.0 else w, self.q - 2.0, np.abs(w).max())
+        curvature = curvature / powers.sum() ** ((self.q - 2.0) / self.q)
         g = self.gradient(w)
-        if self.q == 2.0:
-            return np.asarray((np.eye(d) - np.outer(g, g)) / size)
-        scaled = np.abs(w / size)
-        if self.q < 2.0:
-            # infinite at coordinates of 0, which callers keep out
-            curvature = np.where(scaled > 0, np.where(scaled > 0, scaled, 1.0) ** (self.q - 2.0), 0.0)
-        else:
-            curvature = scaled ** (self.q - 2.0)
-        return np.asarray((self.q - 1.0) / size * (np.diag(curvature) - np.outer(g, g)))
+        out = -np.outer(g, g)
+        out[np.diag_indices(d)] = curvature * ((1.0 - np.eye(d)) @ shares)
+        return np.asarray(self.excess / float(self.of(w)) * out)
 
     def terms(self, w: Array) -> NormTerms:
         """Value, gradient and Hessian."""
@@ -108,12 +112,8 @@ class DualNorm:
         slope, bend = w / rho, (mu / rho) ** 2 / rho
         if self.q == 1.0:
             return float(rho.sum()), slope, np.diag(bend)
-        size = float(np.linalg.norm(rho, ord=self.q))
-        scaled = rho / size
-        g = scaled ** (self.q - 1.0)
-        curvature = (self.q - 1.0) / size * scaled ** (self.q - 2.0) * slope**2 + g * bend
-        total = g * slope
-        return size, total, np.diag(curvature) - (self.q - 1.0) / size * np.outer(total, total)
+        size, g, curvature = self.terms(rho)
+        return size, g * slope, curvature * np.outer(slope, slope) + np.diag(g * bend)
 
     def kinked_coordinates(self, w: Array) -> NDArray[np.intp]:
         """Where the norm has no Hessian: coordinates of 0 (q < 2), or the largest ones if they tie (q = inf)."""
@@ -123,3 +123,26 @@ class DualNorm:
             top = np.flatnonzero(np.abs(w) == np.abs(w).max())
             return top if len(top) > 1 else top[:0]
         return np.zeros(0, dtype=np.intp)
+
+
+def _powers(w: Array, exponent: float, largest: float | Array | None = None) -> Array:
+    """``(|w| / max |w|)^exponent`` over the last axis, accurate for any exponent; 0 where all is 0."""
+    size = np.abs(w)
+    top = np.max(size, axis=-1, keepdims=True, initial=0.0) if largest is None else np.asarray(largest)
+    safe = np.where(top > 0, top, 1.0)
+    # A high power magnifies the rounding of a ratio near 1; the difference to 1 is exact there.
+    near = size > 0.5 * safe
+    logarithm = np.log1p((np.where(near, size, safe) - safe) / safe)
+    return np.asarray(np.where(near, np.exp(exponent * logarithm), (size / safe) ** exponent) * (top > 0))
+
+
+def _norm(w: Array, order: float) -> Array:
+    """The norm of any order over the last axis, without overflow or underflow on the way."""
+    top = np.max(np.abs(w), axis=-1, initial=0.0)
+    if np.isinf(order):
+        return np.asarray(top)
+    if order == 1.0:
+        return np.asarray(np.abs(w).sum(axis=-1))
+    if order == 2.0:
+        return np.asarray(top * np.linalg.norm(w / np.where(top > 0, top, 1.0)[..., None], axis=-1))
+    return np.asarray(top * np.maximum(_powers(w, order).sum(axis=-1), 1.0) ** (1.0 / order))

@@ -2,16 +2,19 @@ r"""The robust risk of a Gaussian population as the solver wants it: derivatives
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import ScaleError
+from ._data_directions import SMALLEST
 from ._dual_norm import DualNorm
 from ._robust_solver import Certificate, Partials
 
-__all__ = ["C0", "GaussianRisk"]
+__all__ = ["C0", "GaussianRisk", "Units"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -41,11 +44,17 @@ class GaussianRisk:
         """The size of the weights that make the labels."""
         return float(np.sqrt(np.mean(self.weights**2))) or 1.0
 
+    def residual_std(self, w: Array) -> Array:
+        """The standard deviation of the residuals, over the last axis."""
+        e = w - self.weights
+        spread = np.maximum(np.einsum("...i,...i->...", e @ self.covariance, e), 0.0)
+        return np.asarray(np.hypot(np.sqrt(spread), self.label_noise))
+
     def partials(self, w: Array, size: float, mu: float = 0.0, held: NDArray[np.intp] | None = None) -> Partials:
         """Value and derivatives by the weights and by their norm."""
         e = w - self.weights
         a = self.covariance @ e
-        v = float(np.hypot(np.sqrt(max(float(e @ a), 0.0)), self.label_noise))
+        v = float(self.residual_std(w))
         eps, t = self.radius, self.radius * size
         pull = 1.0 + C0 * t / v
         return Partials(
@@ -81,3 +90,65 @@ class GaussianRisk:
         size = float(np.linalg.norm(partials.w + partials.n * g))
         at_zero = float(np.linalg.norm(self.covariance @ self.weights))
         return Certificate("gradient norm", size, size / at_zero if at_zero else 0.0)
+
+
+@dataclass(frozen=True)
+class Units:
+    """Powers of two, of the inputs and of the weights, in which neither of them nor a residual is above about 1."""
+
+    inputs: int
+    weights: int
+
+    @classmethod
+    def of(cls, covariance: Array, weights: Array, label_noise: float) -> Units:
+        """From the inputs' covariance, the weights that make the labels, and the labels' deviation from them."""
+        inputs = math.frexp(float(np.max(np.diagonal(covariance))))[1] // 2
+        size = math.frexp(float(np.max(np.abs(weights))))[1]
+        return cls(inputs, max(size, math.frexp(label_noise)[1] - inputs))
+
+    def risk(
+        self, covariance: Array, weights: Array, label_noise: float, radius: float, norm: DualNorm
+    ) -> GaussianRisk:
+        """The risk in these units.
+
+        Raises
+        ------
+        ScaleError
+            If the sizes are too far apart.
+        """
+        try:
+            noise, reach = math.ldexp(label_noise, -self.inputs - self.weights), math.ldexp(radius, -self.inputs)
+        except OverflowError:
+            noise = reach = 0.0
+        if noise < 1e-100 or (radius and not reach):  # powers of the noise are divided by
+            raise ScaleError(
+                f"inputs of variance {np.max(np.diagonal(covariance)):.3g}, weights of {np.max(np.abs(weights)):.3g}, "
+                f"label_noise={label_noise:.3g} and radius={radius:.3g} are together beyond double precision"
+            )
+        scaled = np.ldexp(covariance, -2 * self.inputs), np.ldexp(weights, -self.weights)
+        return GaussianRisk(*scaled, noise, reach, norm)
+
+    def scaled(self, w: Array) -> Array:
+        """Weights in these units."""
+        return np.ldexp(w, -self.weights)
+
+    def power(self, inputs: int, weights: int) -> int:
+        """That of a quantity which goes with so many powers of the inputs and weights."""
+        return inputs * self.inputs + weights * self.weights
+
+    def restored(self, what: str, value: Array, inputs: int, weights: int) -> Array:
+        """Such a quantity in the caller's units.
+
+        Raises
+        ------
+        ScaleError
+            If it overflows or underflows.
+        """
+        with np.errstate(over="ignore"):
+            out = np.ldexp(value, self.power(inputs, weights))
+        if not np.all(np.isfinite(out)) or np.any((np.abs(out) < SMALLEST) & (np.abs(value) > SMALLEST)):
+            raise ScaleError(
+                f"{what} is about {np.max(np.abs(value)):.3g} * 2**{self.power(inputs, weights)}, beyond double "
+                f"precision; take other units"
+            )
+        return np.asarray(out)

@@ -50,8 +50,10 @@ class Smoothed:
     restless: Array  # variances of the norm's gradient beyond those of its linear part, coordinate by coordinate
 
     @classmethod
-    def of(cls, X: Array, y: Array, radius: float, norm: DualNorm, mean: Array, spread: Array) -> Smoothed:
-        """The averages' ingredients.
+    def of(
+        cls, X: Array, y: Array, radius: float, norm: DualNorm, mean: Array, spread: Array, weights: Array
+    ) -> Smoothed:
+        """The averages' ingredients; an example of weight 0 has no kink.
 
         Raises
         ------
@@ -61,7 +63,7 @@ class Smoothed:
         moved = X @ spread
         variance = np.maximum(np.einsum("ni,ni->n", moved, X), 0.0)
         residual = y - X @ mean
-        fixed = np.flatnonzero((variance == 0.0) & (residual == 0.0))
+        fixed = np.flatnonzero((variance == 0.0) & (residual == 0.0) & (weights > 0))
         if radius and fixed.size:
             raise InvalidProblemError(
                 f"the residual of example {fixed[0]} is 0 and the covariance does not move it ({fixed.size} such "

@@ -2,16 +2,18 @@ r"""Where a robust loss has no Hessian, and how likely weights are to cross over
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import scipy.special
 from numpy.typing import NDArray
 
+from ..errors import InvalidProblemError
 from ._arrays import rounding_level
 
-__all__ = ["Facets", "Kinks", "LeavingProbability", "leaving_probability"]
+__all__ = ["Facets", "Kinks", "LeavingProbability", "check_smooth", "leaving_probability"]
 
 Array: TypeAlias = NDArray[np.float64]
 #: Samples drawn at a time.
@@ -92,6 +94,56 @@ class LeavingProbability:
     def lower(self) -> float:
         """The largest over the boundaries: never above the probability."""
         return float(self.facets.max(initial=0.0))
+
+
+class _Attacked(Protocol):
+    """What `check_smooth` must know of a problem."""
+
+    @property
+    def kinks(self) -> Kinks: ...
+
+    @property
+    def radius(self) -> float: ...
+
+    @property
+    def norm(self) -> float: ...
+
+    @property
+    def collapse_radius(self) -> float: ...
+
+
+def check_smooth(problem: _Attacked, missing: str, unresolved: Sequence[int] | NDArray[np.intp]) -> None:
+    """Refuse what is ``missing`` at an optimum on kinks, or at one whose ``unresolved`` weights leave its size open.
+
+    Raises
+    ------
+    InvalidProblemError
+        With the kinks and the way out.
+    """
+    kinks, ways = problem.kinks, []
+    if len(unresolved):
+        which = f"{', '.join(map(str, unresolved[:8]))}{', ...' if len(unresolved) > 8 else ''}"
+        limit, near = ("inf", "a weight near 0") if problem.norm > 2 else ("1", "weights next to the largest")
+        raise InvalidProblemError(
+            f"{missing} at its optimum in double precision: under an attack of norm {problem.norm:.17g} the curvature "
+            f"at {near} (here {which}) depends on more digits of it than there are. Attack norms from 1.001 to 10 are "
+            f"rarely so; norm={limit} is the limit, with kinks in place of the curvature."
+        )
+    if kinks.smooth:
+        return
+    if kinks.collapsed:
+        ways.append(
+            f"take a radius below collapse_radius = {problem.collapse_radius:.6g} (it is {problem.radius:g}), from "
+            f"which on the minimiser is 0 and no quadratic law holds"
+        )
+    elif kinks.coordinates:
+        ways.append("face() is the problem of the other weights alone, with which these stay on their kink")
+    if kinks.residuals and not kinks.collapsed:
+        ways.append(
+            "smoothed_hessian(covariance) and kink_corrected_covariance average the kinks of the residuals over "
+            "the law of the weights"
+        )
+    raise InvalidProblemError(f"{missing} at its optimum: {kinks}. The way out: {'; '.join(ways)}.")
 
 
 def leaving_probability(

@@ -7,7 +7,7 @@ An example's loss depends on its product with the weights, :math:`z = x^\top w`,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -17,12 +17,13 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InvalidProblemError
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size
+from ._data_directions import gram_matrix
 from ._dual_norm import DualNorm
-from ._kinks import Facets, Kinks, LeavingProbability, leaving_probability
+from ._kinks import Facets, Kinks, LeavingProbability, check_smooth, leaving_probability
 from ._provenance import NoiseCovariance
 from ._result import Frozen
 from ._robust_losses import RobustLogistic, RobustSquares
-from ._robust_solver import Certificate, Solution, minimise
+from ._robust_solver import Certificate, Solution, minimise, unresolved_weights
 from ._weights import checked_weights
 from .problems import LeastSquares, Quadratic
 from .quadratic_examples import QuadraticExamples
@@ -61,7 +62,7 @@ class RobustExamples(Frozen, ABC):
         weighted = "" if self.sample_weight is None else ", weighted"
         return (
             f"{type(self).__name__}(num_examples={self.num_examples}, dim={self.dim}, radius={self.radius:g}, "
-            f"norm={self.norm:g}, l2={self.l2:g}{weighted})"
+            f"norm={self.norm:.15g}, l2={self.l2:g}{weighted})"
         )
 
     @abstractmethod
@@ -95,6 +96,11 @@ class RobustExamples(Frozen, ABC):
     @cached_property
     def _weights(self) -> Array:
         return np.ones(self.num_examples) if self.sample_weight is None else self.sample_weight
+
+    @cached_property
+    def _kept(self) -> NDArray[np.intp]:
+        """The examples that are part of the loss: those whose weight is not 0."""
+        return np.flatnonzero(self._weights > 0)
 
     @property
     def dim(self) -> int:
@@ -241,21 +247,22 @@ class RobustExamples(Frozen, ABC):
     @cached_property
     def collapse_radius(self) -> float:
         """The radius from which on w = 0 is the minimiser; infinite if there is none."""
-        pull, strength = self._solver_loss().collapse()
+        loss = self._solver_loss()
+        pull, strength = loss.collapse()
         size = self._dual_norm.attack_norm(pull)
-        return size / strength if strength else (float("inf") if size else 0.0)
+        return size / strength * loss.units[1] if strength else (float("inf") if size else 0.0)
 
     @cached_property
     def _solution(self) -> Solution:
-        loss = self._solver_loss()
+        loss, kept = self._solver_loss(), self._kept
         pull, strength = loss.collapse()
-        if self.radius and self._dual_norm.attack_norm(pull) <= self.radius * strength:
-            everywhere = np.arange(self.dim)
-            zero, signs = np.zeros(self.dim), np.sign(self.y)
-            return Solution(zero, np.flatnonzero(self.y == 0), everywhere, signs, Certificate("duality gap", 0.0, 0.0))
+        # At the collapse radius itself rounding decides, and a minimiser that is 0 up to rounding has no Hessian.
+        if self.radius and self._dual_norm.attack_norm(pull) - loss.pull_rounding <= loss.radius * strength:
+            zero, everywhere, y = np.zeros(self.dim), np.arange(self.dim), self.y[kept]
+            return Solution(zero, kept[y == 0], everywhere, np.sign(y), Certificate("duality gap", 0.0, 0.0))
         found = minimise(loss, repr(self))
         loss.check_minimiser(found.w)
-        return found
+        return replace(loss.restored(found), residuals=kept[found.residuals])
 
     @cached_property
     def optimum(self) -> Array:
@@ -286,24 +293,16 @@ class RobustExamples(Frozen, ABC):
         collapsed = not solution.w.any()
         return Kinks(tuple(map(int, solution.residuals)), tuple(map(int, solution.coordinates)), collapsed)
 
+    @cached_property
+    def _unresolved(self) -> NDArray[np.intp]:
+        """Weights of a minimiser off the kinks that are not known well enough for the norm's curvature."""
+        w = self.optimum
+        by_t = self._slopes(*self._z_and_t(w))[1] @ self._weights / self.num_examples
+        bend = self.radius * by_t * self._dual_norm.hessian(w)
+        return unresolved_weights(self._dual_norm, w, self.gradient(w), self.mean_ae_hessian(w), bend)
+
     def _require_smooth(self, what: str) -> None:
-        kinks = self.kinks
-        if kinks.smooth:
-            return
-        ways = []
-        if kinks.collapsed:
-            ways.append(
-                f"take a radius below collapse_radius = {self.collapse_radius:.6g} (it is {self.radius:g}), from which "
-                f"on the minimiser is 0 and no quadratic law holds"
-            )
-        elif kinks.coordinates:
-            ways.append("face() is the problem of the other weights alone, with which these stay on their kink")
-        if kinks.residuals and not kinks.collapsed:
-            ways.append(
-                "smoothed_hessian(covariance) and kink_corrected_covariance average the kinks of the residuals over "
-                "the law of the weights"
-            )
-        raise InvalidProblemError(f"the loss has no {what} at its optimum: {kinks}. The way out: {'; '.join(ways)}.")
+        check_smooth(self, f"the loss has no {what}", self._unresolved if self.kinks.smooth and self.radius else ())
 
     @cached_property
     def hessian(self) -> Array:
@@ -342,12 +341,10 @@ class RobustExamples(Frozen, ABC):
         self._require_smooth("gradient of every example")
         gradients = self.per_example_gradients(self.optimum)
         centred = gradients - gradients.mean(axis=0)
-        population = centred.T @ centred / self.num_examples
+        population = gram_matrix("the gradient noise", centred, self.num_examples)
         factor = batch_factor(size, self.num_examples, replacement)
         cell = self.cell() if self._exact_cell else None
-        return NoiseCovariance.of(
-            0.5 * (population + population.T) * factor, None if cell is None else (cell, size, replacement)
-        )
+        return NoiseCovariance.of(population * factor, None if cell is None else (cell, size, replacement))
 
     def quadratic(self, batch_size: int, replacement: bool = True) -> Quadratic:
         """The quadratic loss of the same Hessian and optimum, with the noise of `noise` at every point.

@@ -8,18 +8,19 @@ a point of the dual leaves :math:`\min_w -c^\top w + b |w|_q + \tfrac\lambda2 |w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import numpy as np
 import scipy.optimize
 import scipy.special
 from numpy.typing import NDArray
 
-from ..errors import InvalidProblemError
+from ..errors import InvalidProblemError, ScaleError
 from ._dual_norm import DualNorm
-from ._robust_solver import Certificate, Partials
+from ._robust_solver import Certificate, Partials, Solution
 
 __all__ = ["RobustLogistic", "RobustSquares"]
 
@@ -32,7 +33,10 @@ _FAR_OUT = 20.0
 
 @dataclass(frozen=True)
 class _Finite:
-    """Data, weights over N, the radius, the norm and the weight decay."""
+    """Data, weights over N, the radius, the norm and the weight decay, all in units in which they are about 1.
+
+    ``units`` are the powers of two by which weights, the radius and the loss are to be multiplied.
+    """
 
     X: Array
     y: Array
@@ -40,10 +44,45 @@ class _Finite:
     radius: float
     norm: DualNorm
     l2: float
+    units: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, X: Array, y: Array, shares: Array, radius: float, norm: DualNorm, l2: float, *, labels: bool) -> Self:
+        """The loss of examples of any size; ``labels`` is whether these have a size (-1 and 1 have not)."""
+        ex, es = _exponent(X), _exponent(shares)
+        ey = _exponent(y) if labels else 0
+        weights = ey - ex if labels else -ex
+        try:
+            decay = math.ldexp(l2, -2 * ex - es)
+            reach = math.ldexp(radius, -ex)
+            units = (math.ldexp(1.0, weights), math.ldexp(1.0, ex), math.ldexp(1.0, 2 * ey + es))
+        except OverflowError:
+            units, decay, reach = (0.0, 0.0, 0.0), 0.0, 0.0
+        if not all(units) or (l2 > 0.0 and not decay):
+            raise ScaleError(
+                f"inputs of {np.abs(X).max():.3g}, labels of {np.abs(y).max():.3g}, radius={radius:.3g} and "
+                f"l2={l2:.3g} are together beyond double precision; take other units"
+            )
+        return cls(np.ldexp(X, -ex), np.ldexp(y, -ey), np.ldexp(shares, -es), reach, norm, decay, units)
 
     @property
     def dim(self) -> int:
         return int(self.X.shape[1])
+
+    @cached_property
+    def pull_rounding(self) -> float:
+        """The rounding of the pull of `collapse`, in the attack's norm."""
+        return (
+            4.0
+            * float(np.finfo(np.float64).eps)
+            * self.norm.attack_norm(np.abs(self.X).T @ (self.shares * np.abs(self.y)))
+        )
+
+    def restored(self, found: Solution) -> Solution:
+        """A solution in the caller's units."""
+        weights, _, loss = self.units
+        certificate = replace(found.certificate, value=found.certificate.value * loss)
+        return replace(found, w=found.w * weights, certificate=certificate)
 
     @cached_property
     def _input_scale(self) -> float:
@@ -229,3 +268,9 @@ class RobustLogistic(_Finite):
     def collapse(self) -> tuple[Array, float]:
         """The vector and the number whose ratio, in the attack's norm, is the radius beyond which w = 0 is optimal."""
         return self._signed.T @ self.shares, float(self.shares.sum())
+
+
+def _exponent(a: Array) -> int:
+    """The power of two of the size of the largest entry."""
+    largest = float(np.max(np.abs(a), initial=0.0))
+    return math.frexp(largest)[1] if largest else 0

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from ..errors import InvalidProblemError
 from ._dual_norm import DualNorm, NormTerms
 
-__all__ = ["Certificate", "Objective", "Partials", "Solution", "assembled", "minimise"]
+__all__ = [
+    "Certificate",
+    "Objective",
+    "Partials",
+    "Solution",
+    "assembled",
+    "minimise",
+    "unresolved_weights",
+]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -35,6 +43,8 @@ _HOLD = 1.0 + 1e-9
 _NEAR = 200.0
 #: More residuals on kinks than there are weights are believed from this smoothing on.
 _REDUNDANT = 1e-8
+#: The relative change of the curvature that what is not known of a minimiser may make.
+_RESOLVED = 1e-6
 _NEWTON_STEPS = 60
 _POLISHING_STEPS = 30
 #: A step so many times the weights' size is none towards a minimiser nearby.
@@ -158,7 +168,7 @@ def minimise(objective: Objective, what: str) -> Solution:
             f"no minimiser of {what} could be certified: the best point found has a relative "
             f"{'certificate' if best is None else best.certificate.kind} of {size:.3g} (needed: {_REFUSED:g}), "
             f"|w| = {np.linalg.norm(w):.3g}. Is there a finite minimiser? Weight decay (l2 > 0) makes one; inputs "
-            f"of very different scales, and attack norms that are large but finite, are hard."
+            f"of very different scales, and attack norms next to 1 or large but finite, are hard."
         )
     return best
 
@@ -276,6 +286,20 @@ def _face(norm: DualNorm, w: Array, near: float) -> tuple[Array, NDArray[np.intp
         shared[tied, 0] = np.sign(w[tied])
         return np.hstack([shared, np.delete(identity, tied, axis=1)]), tied if len(tied) > 1 else tied[:0]
     return identity, norm.kinked_coordinates(w)
+
+
+def unresolved_weights(norm: DualNorm, w: Array, gradient: Array, hessian: Array, bend: Array) -> NDArray[np.intp]:
+    """The weights that are not known well enough for the norm's curvature there; ``bend`` is its part of the Hessian.
+
+    A norm of order 1 < q < 2 has a curvature that grows without bound towards weights of 0, one of a large order a
+    curvature that changes over a relative distance of 1/q.  A certificate of the loss says little of either: what is
+    left of the gradient, and the rounding of the weights, must not change the curvature by more than `_RESOLVED`.
+    """
+    if norm.q in (1.0, 2.0) or np.isinf(norm.q):
+        return np.zeros(0, dtype=np.intp)
+    moved = np.abs(_solve(hessian, gradient)) + np.finfo(np.float64).eps * np.abs(w)
+    own = np.abs(np.diagonal(bend)) * abs(norm.q - 2.0)
+    return np.flatnonzero(own * moved > _RESOLVED * np.abs(w) * np.abs(np.diagonal(hessian)))
 
 
 def _solve(a: Array, b: Array) -> Array:

@@ -109,16 +109,14 @@ class AdversarialLeastSquares(RobustExamples):
         return np.where(self.y - self.X @ w > 0, -1.0, 1.0)
 
     def _solver_loss(self) -> RobustSquares:
-        kept = self._weights > 0
+        kept = self._kept
         shares = self._weights[kept] / self.num_examples
-        return RobustSquares(self.X[kept], self.y[kept], shares, self.radius, self._dual_norm, self.l2)
+        return RobustSquares.of(self.X[kept], self.y[kept], shares, self.radius, self._dual_norm, self.l2, labels=True)
 
     @cached_property
     def _solution(self) -> Solution:
         if self.radius:
-            found = super()._solution
-            kept = np.flatnonzero(self._weights > 0)
-            return Solution(found.w, kept[found.residuals], found.coordinates, found.signs, found.certificate)
+            return super()._solution
         w = LeastSquares(self.X, self.y, self.l2, self.sample_weight).optimum
         size = float(np.linalg.norm(self.gradient(w)))
         at_zero = float(np.linalg.norm(self.gradient(np.zeros(self.dim))))
@@ -162,7 +160,7 @@ class AdversarialLeastSquares(RobustExamples):
                 f"form for residuals and, under attacks of norm inf, for weights of 0."
             )
         spread = _arrays.positive_semidefinite("covariance", covariance, dim=self.dim)
-        return Smoothed.of(self.X, self.y, self.radius, self._dual_norm, centre, spread)
+        return Smoothed.of(self.X, self.y, self.radius, self._dual_norm, centre, spread, self._weights)
 
     def smoothed_loss(self, covariance: ArrayLike, mean: ArrayLike | None = None) -> float:
         """The mean of the loss over Gaussian weights.
@@ -295,10 +293,10 @@ class AdversarialLeastSquares(RobustExamples):
     def _facets(self) -> Facets:
         own = super()._facets()
         w = self.optimum
-        residuals = self.y - self.X @ w
         if not self.radius:
             return own
-        rows = -np.where(residuals < 0, -1.0, 1.0)[:, None] * self.X
+        residuals = (self.y - self.X @ w)[self._kept]
+        rows = -np.where(residuals < 0, -1.0, 1.0)[:, None] * self.X[self._kept]
         return Facets(np.vstack([rows, own.rows]), np.concatenate([np.abs(residuals), own.distances]))
 
 
@@ -370,11 +368,10 @@ class AdversarialLogistic(RobustExamples):
         return -self.y
 
     def _solver_loss(self) -> RobustLogistic:
-        kept = self._weights > 0
+        kept = self._kept
         norm = self._dual_norm if self.radius else DualNorm.of_attack(2)
-        return RobustLogistic(
-            self.X[kept], self.y[kept], self._weights[kept] / self.num_examples, self.radius, norm, self.l2
-        )
+        shares = self._weights[kept] / self.num_examples
+        return RobustLogistic.of(self.X[kept], self.y[kept], shares, self.radius, norm, self.l2, labels=False)
 
     def face(self) -> AdversarialLogistic:
         """The same problem without the weights that the norm's kink holds at 0.

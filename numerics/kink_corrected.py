@@ -22,6 +22,7 @@ from ..errors import InvalidProblemError, NonStationaryError, UnstableError
 from ..theory import Optimizer, recursion
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size
+from ._data_directions import gram_matrix
 from ._result import ArrayResult
 from .adversarial import AdversarialLeastSquares
 from .mean import stationary_mean
@@ -209,6 +210,6 @@ def _first_guess(optimizer: Optimizer, problem: AdversarialLeastSquares, size: i
     hessian = problem.mean_ae_hessian(problem.optimum)
     gradients = problem.per_example_gradients(problem.optimum)
     centred = gradients - gradients.mean(axis=0)
-    factor = batch_factor(size, problem.num_examples, replacement) / problem.num_examples
-    noise = centred.T @ centred
-    return np.asarray(stationary_covariance(optimizer, hessian, 0.5 * factor * (noise + noise.T)).value)
+    noise = gram_matrix("the gradient noise", centred, problem.num_examples)
+    factor = batch_factor(size, problem.num_examples, replacement)
+    return np.asarray(stationary_covariance(optimizer, hessian, factor * noise).value)

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InvalidProblemError
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size
+from ._data_directions import gram_matrix
 from ._provenance import NoiseCovariance, batches_of
 from ._regression import Regression, solve_regression
 from ._result import Frozen
@@ -230,8 +231,7 @@ class LeastSquares(Frozen):
     @cached_property
     def hessian(self) -> Array:
         """``X^T X / N + l2 I``, shape (d, d)."""
-        gram = self.X.T @ self.X / self.num_examples
-        return _frozen(0.5 * (gram + gram.T) + self.l2 * np.eye(self.dim))
+        return _frozen(gram_matrix("the Hessian", self.X, self.num_examples) + self.l2 * np.eye(self.dim))
 
     def _hessian_factor(self) -> tuple[Array, float]:
         """A factor A of shape (N, d) and a shift, with ``hessian = A.T @ A + shift I``."""
@@ -266,9 +266,7 @@ class LeastSquares(Frozen):
     @cached_property
     def _population_covariance(self) -> Array:
         """The covariance, with divisor N, of the per-example gradients at the optimum."""
-        centred = self._noise_factor(self.optimum, self.X)
-        covariance = centred.T @ centred / self.num_examples
-        return np.asarray(0.5 * (covariance + covariance.T))
+        return gram_matrix("the gradient noise", self._noise_factor(self.optimum, self.X), self.num_examples)
 
     def noise(self, batch_size: int, replacement: bool = True) -> Array:
         r"""The covariance of a minibatch's mean gradient, at the optimum.

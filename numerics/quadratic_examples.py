@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InvalidProblemError
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size
+from ._data_directions import gram_matrix
 from ._provenance import NoiseCovariance
 from ._result import Frozen
 from ._weights import checked_weights
@@ -184,9 +185,9 @@ class QuadraticExamples(Frozen):
         size = checked_batch_size(batch_size, self.num_examples)
         gradients = self.per_example_gradients(self.optimum)
         centred = gradients - gradients.mean(axis=0)
-        population = centred.T @ centred / self.num_examples
+        population = gram_matrix("the gradient noise", centred, self.num_examples)
         factor = batch_factor(size, self.num_examples, replacement)
-        return NoiseCovariance.of(0.5 * (population + population.T) * factor, (self, size, replacement))
+        return NoiseCovariance.of(population * factor, (self, size, replacement))
 
     def quadratic(self, batch_size: int, replacement: bool = True) -> Quadratic:
         """The same loss above its minimum, with the noise of :meth:`noise` at every point.

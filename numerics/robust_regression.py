@@ -11,7 +11,7 @@ and inputs are :math:`x = b r + x_\perp`, :math:`b = -A e / v^2`, with :math:`x_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -22,9 +22,15 @@ from ..errors import InvalidProblemError
 from . import _arrays
 from ._batches import checked_batch_size
 from ._dual_norm import DualNorm
-from ._gaussian_risk import C0, GaussianRisk
-from ._kinks import Kinks
-from ._robust_solver import Certificate, Solution, assembled, minimise
+from ._gaussian_risk import C0, GaussianRisk, Units
+from ._kinks import Kinks, check_smooth
+from ._robust_solver import (
+    Certificate,
+    Solution,
+    assembled,
+    minimise,
+    unresolved_weights,
+)
 from .adversarial import AdversarialLeastSquares
 from .problems import Quadratic
 
@@ -99,7 +105,7 @@ class GaussianAdversarialRegression:
     def __repr__(self) -> str:
         return (
             f"GaussianAdversarialRegression(dim={self.dim}, label_noise={self.label_noise:g}, radius={self.radius:g}, "
-            f"norm={self.norm:g})"
+            f"norm={self.norm:.15g})"
         )
 
     @cached_property
@@ -107,9 +113,14 @@ class GaussianAdversarialRegression:
         return DualNorm.of_attack(self.norm)
 
     @cached_property
+    def _units(self) -> Units:
+        return Units.of(self.covariance, self.weights, self.label_noise)
+
+    @cached_property
     def _risk(self) -> GaussianRisk:
+        """The risk in these units, in which all that follows is computed."""
         norm = self._dual_norm if self.radius else DualNorm.of_attack(2)
-        return GaussianRisk(self.covariance, self.weights, self.label_noise, self.radius, norm)
+        return self._units.risk(self.covariance, self.weights, self.label_noise, self.radius, norm)
 
     @property
     def dim(self) -> int:
@@ -132,8 +143,8 @@ class GaussianAdversarialRegression:
         -------
         ndarray, shape (...)
         """
-        e = _arrays.points("w", w, self.dim) - self.weights
-        return np.asarray(np.sqrt(np.einsum("...i,...i->...", e @ self.covariance, e) + self.label_noise**2))
+        std = self._risk.residual_std(self._units.scaled(_arrays.points("w", w, self.dim)))
+        return self._units.restored("the standard deviation of residuals", std, 1, 1)
 
     def risk(self, w: ArrayLike) -> Array:
         """The robust risk, the mean of (|r| + radius |w|_q)^2 / 2.
@@ -146,9 +157,9 @@ class GaussianAdversarialRegression:
         -------
         ndarray, shape (...)
         """
-        w = _arrays.points("w", w, self.dim)
-        v, t = self.residual_std(w), self.radius * self._dual_norm.of(w)
-        return np.asarray(0.5 * v**2 + C0 * t * v + 0.5 * t**2)
+        w = self._units.scaled(_arrays.points("w", w, self.dim))
+        v, t = self._risk.residual_std(w), self._risk.radius * self._dual_norm.of(w)
+        return self._units.restored("the risk", 0.5 * v**2 + C0 * t * v + 0.5 * t**2, 2, 2)
 
     loss = risk
 
@@ -163,16 +174,22 @@ class GaussianAdversarialRegression:
         -------
         ndarray, shape (..., d)
         """
-        w = _arrays.points("w", w, self.dim)
-        v, t = self.residual_std(w)[..., None], self.radius * self._dual_norm.of(w)[..., None]
-        along = (1.0 + C0 * t / v) * ((w - self.weights) @ self.covariance)
-        return np.asarray(along + self.radius * (C0 * v + t) * self._dual_norm.gradient(w))
+        gradient = self._scaled_gradient(self._units.scaled(_arrays.points("w", w, self.dim)))
+        return self._units.restored("the gradient", gradient, 2, 1)
+
+    def _scaled_gradient(self, w: Array) -> Array:
+        risk = self._risk
+        v, t = risk.residual_std(w)[..., None], risk.radius * self._dual_norm.of(w)[..., None]
+        along = (1.0 + C0 * t / v) * ((w - risk.weights) @ risk.covariance)
+        return np.asarray(along + risk.radius * (C0 * v + t) * self._dual_norm.gradient(w))
 
     @cached_property
     def collapse_radius(self) -> float:
         """The radius from which on 0 is the minimiser: the attack's norm of A w_0, over c_0 times v at w = 0."""
-        pull = self._dual_norm.attack_norm(self.covariance @ self.weights)
-        return pull / (C0 * float(self.residual_std(np.zeros(self.dim))))
+        risk = self._risk
+        pull = self._dual_norm.attack_norm(risk.covariance @ risk.weights)
+        radius = pull / (C0 * float(risk.residual_std(np.zeros(self.dim))))
+        return float(self._units.restored("the collapse radius", np.array(radius), 1, 0))
 
     @cached_property
     def _solution(self) -> Solution:
@@ -182,7 +199,11 @@ class GaussianAdversarialRegression:
         if self.radius >= self.collapse_radius:
             zero = np.zeros(self.dim)
             return Solution(zero, none, np.arange(self.dim), np.zeros(0), Certificate("gradient norm", 0.0, 0.0))
-        return minimise(self._risk, repr(self))
+        found = minimise(self._risk, repr(self))
+        with np.errstate(over="ignore"):
+            size = float(np.ldexp(found.certificate.value, self._units.power(2, 1)))
+        certificate = replace(found.certificate, value=size)
+        return replace(found, w=self._units.restored("the minimiser", found.w, 0, 1), certificate=certificate)
 
     @cached_property
     def optimum(self) -> Array:
@@ -219,23 +240,24 @@ class GaussianAdversarialRegression:
         if self.dual != 2.0:
             raise InvalidProblemError(f"the optimum is a ridge solution for attacks of norm 2, not {self.norm:g}")
         self._require_smooth("ridge form")
-        n, v = float(np.linalg.norm(self.optimum)), float(self.residual_std(self.optimum))
         if not self.radius:
             return 0.0
-        return self.radius * (self.radius + C0 * v / n) / (1.0 + C0 * self.radius * n / v)
+        w, risk = self._units.scaled(self.optimum), self._risk
+        n, v, eps = float(risk.norm.of(w)), float(risk.residual_std(w)), risk.radius
+        return float(
+            self._units.restored("the ridge", np.array(eps * (eps + C0 * v / n) / (1.0 + C0 * eps * n / v)), 2, 0)
+        )
+
+    @cached_property
+    def _unresolved(self) -> NDArray[np.intp]:
+        """Weights of a minimiser off the kinks that are not known well enough for the norm's curvature."""
+        w, norm = self._units.scaled(self.optimum), self._risk.norm
+        terms = norm.terms(w)
+        partials = self._risk.partials(w, terms[0])
+        return unresolved_weights(norm, w, *assembled(partials, terms), partials.n * terms[2])
 
     def _require_smooth(self, what: str) -> None:
-        kinks = self.kinks
-        if kinks.smooth:
-            return
-        if kinks.collapsed:
-            way = (
-                f"take a radius below collapse_radius = {self.collapse_radius:.6g} (it is {self.radius:g}), from which "
-                f"on the minimiser is 0 and no quadratic law holds"
-            )
-        else:
-            way = "face() is the problem of the other weights alone, with which these stay on their kink"
-        raise InvalidProblemError(f"the risk has no {what} at its optimum: {kinks}. The way out: {way}.")
+        check_smooth(self, f"the risk has no {what}", self._unresolved if self.kinks.smooth and self.radius else ())
 
     def _point(self, w: ArrayLike | None, what: str) -> Array:
         if w is None:
@@ -265,9 +287,9 @@ class GaussianAdversarialRegression:
         InvalidProblemError
             On a kink of the norm.
         """
-        point = self._point(w, "Hessian")
+        point = self._units.scaled(self._point(w, "Hessian"))
         terms = self._risk.norm.terms(point)
-        return assembled(self._risk.partials(point, terms[0]), terms)[1]
+        return self._units.restored("the Hessian", assembled(self._risk.partials(point, terms[0]), terms)[1], 2, 0)
 
     @cached_property
     def hessian(self) -> Array:
@@ -303,13 +325,13 @@ class GaussianAdversarialRegression:
         InvalidProblemError
             On a kink of the norm.
         """
-        point = self._point(w, "Hessian")
-        n, g, bend = self._risk.norm.terms(point)
-        v, eps = float(self.residual_std(point)), self.radius
-        turned = -C0 / v * (self.covariance @ (point - self.weights))  # the mean of sgn(r) x
-        out = self.covariance - eps * (np.outer(turned, g) + np.outer(g, turned))
+        point, risk = self._units.scaled(self._point(w, "Hessian")), self._risk
+        n, g, bend = risk.norm.terms(point)
+        v, eps = float(risk.residual_std(point)), risk.radius
+        turned = -C0 / v * (risk.covariance @ (point - risk.weights))  # the mean of sgn(r) x
+        out = risk.covariance - eps * (np.outer(turned, g) + np.outer(g, turned))
         out = out + eps**2 * np.outer(g, g) + eps * (C0 * v + eps * n) * bend
-        return np.asarray(0.5 * (out + out.T))
+        return self._units.restored("the mean of the Hessians", 0.5 * (out + out.T), 2, 0)
 
     def noise(self, batch_size: int, w: ArrayLike | None = None) -> Array:
         """The covariance of the mean gradient of fresh examples.
@@ -331,20 +353,20 @@ class GaussianAdversarialRegression:
             On a kink of the norm, or if ``batch_size`` is not a positive integer.
         """
         size = checked_batch_size(batch_size, None)
-        point = self._point(w, "gradient of every example")
-        n, g, _ = self._risk.norm.terms(point)
-        v, eps = float(self.residual_std(point)), self.radius
+        point, risk = self._units.scaled(self._point(w, "gradient of every example")), self._risk
+        n, g, _ = risk.norm.terms(point)
+        v, eps = float(risk.residual_std(point)), risk.radius
         t = eps * n
-        b = -(self.covariance @ (point - self.weights)) / v**2
-        across = self.covariance - v**2 * np.outer(b, b)  # the covariance of the part of x that the residual leaves
+        b = -(risk.covariance @ (point - risk.weights)) / v**2
+        across = risk.covariance - v**2 * np.outer(b, b)  # the covariance of the part of x that the residual leaves
         m1, m2, m3, m4 = C0 * v, v**2, 2.0 * C0 * v**3, 3.0 * v**4  # means of |r|^k
         square = m2 + 2.0 * t * m1 + t**2  # of (|r| + t)^2, and of its products with |r| and r^2:
         by_length, by_square = m3 + 2.0 * t * m2 + t**2 * m1, m4 + 2.0 * t * m3 + t**2 * m2
         mixed = -eps * by_length * np.outer(b, g)
         out = by_square * np.outer(b, b) + square * (across + eps**2 * np.outer(g, g)) + mixed + mixed.T
-        mean = self.gradient(point)
+        mean = self._scaled_gradient(point)
         out = (out - np.outer(mean, mean)) / size
-        return np.asarray(0.5 * (out + out.T))
+        return self._units.restored("the gradient noise", 0.5 * (out + out.T), 4, 2)
 
     def quadratic(self, batch_size: int) -> Quadratic:
         """The quadratic loss of the same Hessian and optimum, with the noise of `noise` at every point.

@@ -16,15 +16,19 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import InvalidProblemError
+from ..errors import InvalidProblemError, ScaleError
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size
+from ._data_directions import gram_matrix
+from ._dual_norm import DualNorm
 from ._weights import checked_weights
 from .problems import Quadratic
 
 __all__ = ["RobustUnhinged"]
 
 Array: TypeAlias = NDArray[np.float64]
+
+_EUCLIDEAN = DualNorm.of_attack(2)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -96,8 +100,16 @@ class RobustUnhinged:
         return np.ones(self.num_examples) if self.sample_weight is None else self.sample_weight
 
     @cached_property
+    def _mean_weight(self) -> float:
+        return float(self._weights.mean())
+
+    @cached_property
     def _pull(self) -> Array:
-        return np.asarray((self._weights * self.y) @ self.X / self.num_examples)
+        with np.errstate(over="ignore", invalid="ignore"):
+            pull = (self._weights * self.y) @ self.X / self.num_examples
+        if not np.all(np.isfinite(pull)):
+            raise ScaleError(f"the mean of the examples overflows: X has entries of {np.abs(self.X).max():.3g}")
+        return np.asarray(pull)
 
     @property
     def dim(self) -> int:
@@ -112,7 +124,7 @@ class RobustUnhinged:
     @property
     def collapse_radius(self) -> float:
         """The radius from which on w = 0 is the minimiser."""
-        return float(np.linalg.norm(self._pull) / self._weights.mean())
+        return float(_EUCLIDEAN.of(self._pull) / self._mean_weight)
 
     def loss(self, w: ArrayLike) -> Array:
         """The mean robust loss, the l2 part included.
@@ -126,8 +138,8 @@ class RobustUnhinged:
         ndarray, shape (...)
         """
         w = _arrays.points("w", w, self.dim)
-        reach = self._weights.mean() * (1.0 + self.radius * np.linalg.norm(w, axis=-1))
-        return np.asarray(reach - w @ self._pull + 0.5 * self.l2 * np.sum(w**2, axis=-1))
+        reach = self._mean_weight * (1.0 + self.radius * _EUCLIDEAN.of(w))
+        return np.asarray(reach - w @ self._pull + 0.5 * (np.sqrt(self.l2) * _EUCLIDEAN.of(w)) ** 2)
 
     def per_example_gradients(self, w: ArrayLike) -> Array:
         """The gradient of each example's own weighted loss; each has the l2 part.
@@ -142,9 +154,7 @@ class RobustUnhinged:
             At w = 0, a subgradient.
         """
         w = _arrays.points("w", w, self.dim)
-        size = np.linalg.norm(w, axis=-1, keepdims=True)
-        u = w / np.where(size > 0, size, 1.0)
-        own = -self.y[:, None] * self.X + self.radius * u[..., None, :]
+        own = -self.y[:, None] * self.X + self.radius * _EUCLIDEAN.gradient(w)[..., None, :]
         return np.asarray(self._weights[:, None] * own + self.l2 * w[..., None, :])
 
     def gradient(self, w: ArrayLike) -> Array:
@@ -163,11 +173,25 @@ class RobustUnhinged:
     @cached_property
     def optimum(self) -> Array:
         """The minimiser, shape (d,); 0 from `collapse_radius` on."""
-        size = float(np.linalg.norm(self._pull))
-        left = size - self.radius * float(self._weights.mean())
-        w = self._pull * (left / (self.l2 * size)) if left > 0 else np.zeros(self.dim)
+        left = self._left
+        if left <= 0:
+            w = np.zeros(self.dim)
+        else:
+            with np.errstate(over="ignore"):
+                w = _EUCLIDEAN.gradient(self._pull) * (left / self.l2)
+            largest = float(np.abs(w).max())
+            if not 0.0 < largest < np.inf:
+                raise ScaleError(
+                    f"the minimiser, of length {left:.3g} / {self.l2:.3g} (slope over l2), is beyond double precision; "
+                    f"take other units for X or l2"
+                )
         w.flags.writeable = False
-        return np.asarray(w)
+        return w
+
+    @cached_property
+    def _left(self) -> float:
+        """The slope along the mean example that the attack leaves."""
+        return float(_EUCLIDEAN.of(self._pull)) - self.radius * self._mean_weight
 
     def _require_smooth(self) -> None:
         if not self.optimum.any():
@@ -186,12 +210,16 @@ class RobustUnhinged:
             If the optimum is 0.
         """
         self._require_smooth()
-        size = float(np.linalg.norm(self.optimum))
-        u = self.optimum / size
-        across = float(self._weights.mean()) * self.radius / size
+        u = _EUCLIDEAN.gradient(self._pull)
+        # mean weight * radius / |w*|, before either of them is rounded to 0 or overflows
+        across = self.l2 * (self.radius * self._mean_weight / self._left)
         out = self.l2 * np.eye(self.dim) + across * (np.eye(self.dim) - np.outer(u, u))
+        if not np.all(np.isfinite(out)):
+            raise ScaleError(
+                f"the curvature across the minimiser overflows: l2={self.l2:.3g}, radius={self.radius:.3g}"
+            )
         out.flags.writeable = False
-        return np.asarray(out)
+        return out
 
     def noise(self, batch_size: int, replacement: bool = True) -> Array:
         """The covariance of a minibatch's mean gradient, at the optimum.
@@ -215,8 +243,8 @@ class RobustUnhinged:
         self._require_smooth()
         gradients = self.per_example_gradients(self.optimum)
         centred = gradients - gradients.mean(axis=0)
-        out = centred.T @ centred / self.num_examples
-        return np.asarray(0.5 * (out + out.T) * batch_factor(size, self.num_examples, replacement))
+        population = gram_matrix("the gradient noise", centred, self.num_examples)
+        return population * batch_factor(size, self.num_examples, replacement)
 
     def quadratic(self, batch_size: int, replacement: bool = True) -> Quadratic:
         """The quadratic loss of the same Hessian and optimum, with the noise of `noise` at every point.

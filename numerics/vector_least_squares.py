@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InvalidProblemError
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size, draw_batches
+from ._data_directions import gram_matrix
 from ._regression import Regression, solve_regression
 from ._result import Frozen
 from .noise import Draw, GradientNoise
@@ -147,8 +148,7 @@ class VectorLeastSquares(Frozen):
     @cached_property
     def _gram(self) -> Array:
         """The mean of the examples' own Hessians, without weight decay."""
-        gram = self._rows.T @ self._rows / self.num_examples
-        return _frozen(0.5 * (gram + gram.T))
+        return _frozen(gram_matrix("the Hessian", self._rows, self.num_examples))
 
     def _hessian_factor(self) -> tuple[Array, float]:
         """A factor A of shape (N K, d) and a shift, with ``hessian = A.T @ A + shift I``."""
@@ -272,7 +272,7 @@ class VectorMinibatchNoise(GradientNoise):
     def at(self, weights: Array) -> Array:
         """The covariance of a batch's mean gradient at given weights."""
         centred = self.problem._noise_factor(weights, self.problem._rows)
-        return _symmetrised(centred.T @ centred) * (self.factor / len(centred))
+        return gram_matrix("the gradient noise", centred, len(centred)) * self.factor
 
     def multiplicative(self, spread: Array) -> Array:
         """What the spread of the weights adds to it."""

@@ -171,3 +171,52 @@ def test_bad_weights_are_named(kind, weights, says):
     }[kind]
     with pytest.raises(InvalidProblemError, match=says):
         kind(*arguments, sample_weight=weights)
+
+
+KINKS = ([[1.0], [2.0], [-1.0], [0.5], [1.0]], [1.0, 0.0, 2.0, 0.0, 3.0])
+
+
+@pytest.mark.parametrize("radius", [100.0, 0.15])
+@pytest.mark.parametrize("norm", [2, np.inf, 1, 3])
+def test_kinks_are_those_of_the_examples_that_count(radius, norm):
+    """The examples of weight 0 left out, the kinks are the same ones, by their places among all."""
+    X, y = map(np.array, KINKS)
+    for weights in np.array([[0, 1, 1, 1, 1], [0, 1, 1, 0, 1], [0, 0, 1, 2, 0], [1, 0, 1, 1, 1]], dtype=float):
+        kept = np.flatnonzero(weights)
+        problem = AdversarialLeastSquares(X, y, radius, norm, sample_weight=weights)
+        rest = AdversarialLeastSquares(X[kept], y[kept], radius, norm, sample_weight=weights[kept])
+        assert problem.kinks.residuals == tuple(kept[k] for k in rest.kinks.residuals)
+        assert problem.kinks.coordinates == rest.kinks.coordinates
+        assert problem.kinks.collapsed == rest.kinks.collapsed
+        assert problem.optimum == pytest.approx(rest.optimum, rel=1e-7)
+
+
+def test_at_the_collapse_the_kinks_are_the_labels_of_0():
+    problem = AdversarialLeastSquares(*KINKS, 100.0, sample_weight=[0, 1, 1, 1, 1])
+    assert problem.kinks.residuals == (1, 3)
+
+
+def test_at_the_collapse_radius_itself_rounding_does_not_decide():
+    X, y = map(np.array, KINKS)
+    kept = np.arange(1, 5)
+    for problem in (
+        AdversarialLeastSquares(X, y, 0.2, sample_weight=[0, 1, 1, 1, 1]),
+        AdversarialLeastSquares(X[kept], y[kept], 0.2),
+    ):
+        assert problem.collapse_radius == pytest.approx(0.2)
+        assert problem.kinks.collapsed
+
+
+def test_an_example_of_weight_zero_has_no_kink():
+    """Neither to cross, nor to be averaged."""
+    X, y = np.array([[1.0, 0.0], [1.0, 0.2], [0.0, 1.0], [0.3, 1.0]]), np.array([1.0, 3.0, 0.4, 1.1])
+    weights = [1.0, 1.0, 1.0, 1.0, 0.0]
+    problem = AdversarialLeastSquares(X, y, 0.1, np.inf)
+    w = problem.optimum
+    extra = np.array([1.0, 0.0])
+    padded = AdversarialLeastSquares(np.vstack([X, extra]), np.append(y, extra @ w), 0.1, np.inf, 0.0, weights)
+    spread = 1e-2 * np.eye(2)
+    facets = padded.leaving_probability(spread, samples=0).facets
+    assert facets == pytest.approx(problem.leaving_probability(spread, samples=0).facets, rel=1e-9)
+    still = np.diag([0.0, 1e-2])  # moves every residual but that of weight 0
+    assert padded.smoothed_hessian(still, w)[1, 1] == pytest.approx(problem.smoothed_hessian(still, w)[1, 1] * 4 / 5)
