@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ._doubledouble import split
 
 __all__ = ["SLICES", "Pair", "difference", "product", "slice_bits", "stein_residual"]
 
@@ -38,6 +41,16 @@ class Pair:
     def __add__(self, other: Pair) -> Pair:
         total, rest = _two_sum(self.high, other.high)
         return _normalised(total, rest + (self.low + other.low))
+
+    def times(self, factor: Fraction) -> Pair:
+        """The product with a rational."""
+        top = float(factor)
+        rest = float(factor - Fraction(top))
+        large, small = split(np.float64(top))
+        high, low = split(self.high)
+        exact = self.high * top
+        error = ((high * large - exact) + high * small + low * large) + low * small  # Dekker
+        return _normalised(exact, error + (self.high * rest + self.low * top))
 
     @property
     def T(self) -> Pair:

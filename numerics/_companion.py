@@ -4,112 +4,137 @@ The slots of all coordinates stacked, slot after slot, follow :math:`Z' = (I + D
 :math:`D = \sum_k D_k \otimes H^k` and :math:`B = \sum_k b_k \otimes H^k`.  The stationary covariance solves the Stein
 equation in increments,
 
-.. math:: D Z + Z D^\top + D Z D^\top + B C B^\top = 0 .
+.. math:: D Z + Z D^\top + D Z D^\top + B C B^\top = 0 ,
 
-Doubling squares the step map: after k squarings the increment is that of :math:`2^k` steps, and Z holds their noise.
+by the same doubling and the same dense system as `solve_stein`.  D is formed to twice the working precision: with
+momentum near 1 its entries hide a rate of the size of their own rounding.  Directions that are flat, and reached by no
+noise, are taken out first, for they are never forgotten.
+
+H and C come in units of powers of two, and so do the slots, so that nothing on the way overflows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TypeAlias
 
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from ..errors import InvalidProblemError
-from ..theory import Recursion
+from ..errors import InvalidProblemError, NonStationaryError
+from ..theory import Recursion, recursion
+from . import _stein_methods as methods
+from ._accurate import Pair, product
+from ._kernel import to_fraction
+from ._polynomial import binary_exponent
+from ._problem import Problem
+from ._spectral_law import in_doubles
 
-__all__ = ["KRONECKER_LIMIT", "Companion", "companion", "equation_residual", "solve_by_doubling", "solve_by_kronecker"]
+__all__ = ["KRONECKER_LIMIT", "StackedLaw", "equation_residual", "stacked_law"]
 
 Array: TypeAlias = NDArray[np.float64]
-EPS = float(np.finfo(np.float64).eps)
 
 #: Largest number of stacked coordinates for which the dense Kronecker system (its fourth power) is formed.
 KRONECKER_LIMIT = 64
-#: Squarings after which the slowest mode has had 2**60 steps to be forgotten.
-_SQUARINGS = 60
-_IDEMPOTENT = 1e-3
 
 
-@dataclass(frozen=True)
-class Companion:
-    """D and Q = B C B' of the stacked recursion, each slot in units ``scale`` that balance D."""
+@dataclass(frozen=True, eq=False)
+class StackedLaw:
+    """The covariance of all slots of a problem along ``basis``, slots in units of powers of two."""
 
-    increment: Array
-    excitation: Array
-    scale: Array
-    slots: int
+    problem: Problem
+    value: Array
+    basis: Array | None
+    exponents: Sequence[int]
 
-    def block(self, z: Array, a: int, b: int) -> Array:
-        """Slot block (a, b) of a solution, in the slots' own units."""
-        d = z.shape[0] // self.slots
-        return np.asarray(z[a * d : (a + 1) * d, b * d : (b + 1) * d] * (self.scale[a] * self.scale[b]))
-
-
-def companion(step: Recursion, hessian: Array, noise: Array) -> Companion:
-    """Stack the recursion of every coordinate."""
-    size, d = len(step.slots), hessian.shape[0]
-    layers = [np.array(layer, dtype=np.float64) for layer in step.increment_coefficients]
-    gains = [np.array(layer, dtype=np.float64) for layer in step.noise_gain_coefficients]
-    largest = float(np.max(np.abs(hessian)))
-    sizes = sum(np.abs(layer) * largest**k for k, layer in enumerate(layers))
-    _, (scale, _) = scipy.linalg.matrix_balance(sizes, permute=False, separate=True)
-    powers = [np.eye(d)]
-    for _ in range(max(len(layers), len(gains)) - 1):
-        powers.append(powers[-1] @ hessian)
-    increment, gain = np.zeros((size * d, size * d)), np.zeros((size * d, d))
-    for k, layer in enumerate(layers):
-        increment += np.kron(layer * scale / scale[:, None], powers[k])
-    for k, layer in enumerate(gains):
-        gain += np.kron((layer / scale)[:, None], powers[k])
-    return Companion(increment, _symmetrised(gain @ noise @ gain.T), scale, size)
+    def block(self, a: int, b: int) -> Array:
+        """The covariance of two slots, in the caller's coordinates and units."""
+        d = self.value.shape[0] // (len(self.exponents) - 1)
+        block = self.value[a * d : (a + 1) * d, b * d : (b + 1) * d]
+        if self.basis is not None:
+            block = self.basis @ block @ self.basis.T
+        return in_doubles(self.problem.leave(block), self.exponents[a] + self.exponents[b] + self.exponents[-1])
 
 
-def solve_by_doubling(system: Companion) -> tuple[Array, int] | None:
-    """Squared Smith iteration: the solution and the number of modes that are never forgotten; None where it diverges.
+def stacked_law(problem: Problem, method: str) -> StackedLaw:
+    """Solve for all slots of a checked problem by "doubling" or "kronecker".
 
-    The step map tends to the projector on the modes that are never forgotten (0 if there are none).  Once it is
-    idempotent to three digits, three more squarings leave the eighth power of what is missing.  What rounding put
-    into the modes that are never forgotten is projected out at the end.
+    Raises
+    ------
+    NonStationaryError
+        If the method does not converge in double precision.
+    InvalidProblemError
+        If the dense system is too large.
     """
-    d, z = system.increment, system.excitation
-    left, settled = _SQUARINGS, False
-    while left:
-        with np.errstate(over="ignore", invalid="ignore"):
-            dz = d @ z
-            z = _symmetrised(2.0 * z + dz + dz.T + dz @ d.T)
-            change = d + d @ d
-            d = d + change
-        if not (np.isfinite(z).all() and np.isfinite(d).all()):
-            return None
-        left -= 1
-        if not settled and np.max(np.abs(change)) <= _IDEMPOTENT:
-            left, settled = 3, True
-    if not settled:
-        return None
-    kept = round(d.shape[0] + float(np.trace(d)))
-    return (_symmetrised(d @ z @ d.T), kept) if kept else (z, 0)
-
-
-def solve_by_kronecker(system: Companion, *, singular: bool) -> Array:
-    """Solve the equation as one dense linear system, by least squares of minimum norm where it is ``singular``."""
-    d = system.increment
-    n = d.shape[0]
-    if n > KRONECKER_LIMIT:
+    step = recursion(problem.optimizer)
+    slots, d = len(step.slots), problem.hessian.shape[0]
+    if method == "kronecker" and slots * d > KRONECKER_LIMIT:
         raise InvalidProblemError(
-            f"method='kronecker' forms a dense system of size (slots * d)^2 = {n**2}; it is meant for "
-            f"slots * d <= {KRONECKER_LIMIT}, here slots * d = {n}. Use 'spectral' or 'doubling'."
+            f"method='kronecker' forms a dense system of size (slots * d)^2 = {(slots * d) ** 2}; it is meant for "
+            f"slots * d <= {KRONECKER_LIMIT}, here slots * d = {slots * d}. Use 'spectral' or 'doubling'."
         )
-    eye = np.eye(n)
-    operator = np.kron(d, eye) + np.kron(eye, d) + np.kron(d, d)
-    right = -system.excitation.ravel()
-    if singular:
-        solution = scipy.linalg.lstsq(operator, right, cond=n**2 * EPS, check_finite=False)[0]
-    else:
-        solution = scipy.linalg.solve(operator, right, check_finite=False)
-    return _symmetrised(solution.reshape(n, n))
+    hessian, noise, basis = problem.plain_hessian, problem.plain_noise, None
+    directions = problem.directions
+    if directions.flat.size:
+        basis = np.eye(d) if directions.basis is None else directions.basis
+        basis = basis[:, directions.moving]
+        hessian, noise = basis.T @ hessian @ basis, basis.T @ noise @ basis
+        hessian, noise = 0.5 * (hessian + hessian.T), 0.5 * (noise + noise.T)
+    if not hessian.size:
+        return StackedLaw(problem, np.zeros((0, 0)), basis, [0] * (slots + 1))
+    increment, excitation, exponents = _stacked(step, hessian, noise)
+    solve = methods.doubling(increment.high) if method == "doubling" else methods.kronecker(increment.high)
+    found = None if solve is None else methods.refined(solve, increment, Pair.of(excitation))
+    if found is None or not found.converged:
+        raise NonStationaryError(
+            f"method={method!r} did not converge for {problem.optimizer!r}: the recursion is too close to the "
+            f"stability edge, or forgets too slowly, for double precision; use method='spectral'"
+        )
+    return StackedLaw(problem, found.value.high, basis, exponents)
+
+
+def _stacked(step: Recursion, hessian: Array, noise: Array) -> tuple[Pair, Array, list[int]]:
+    """D, B C B' and the exponents of the slots' units, the last that of the noise."""
+    size, d = len(step.slots), hessian.shape[0]
+    unit, noise_exponent = binary_exponent(hessian), binary_exponent(noise)
+    hessian, noise = np.ldexp(hessian, -unit), np.ldexp(noise, -noise_exponent)
+    increments = _in_unit(
+        [[to_fraction(c) for row in layer for c in row] for layer in step.increment_coefficients], unit
+    )
+    gains = _in_unit([[to_fraction(c) for c in layer] for layer in step.noise_gain_coefficients], unit)
+    sizes = np.array([float(sum(abs(c) for c in entry)) for entry in zip(*increments, strict=True)]).reshape(size, size)
+    scale = np.frexp(scipy.linalg.lapack.dgebal(sizes, scale=1, permute=0)[3])[1] - 1
+    # the slots' units: those that balance D, times one that makes the largest gain 1
+    reach = [max(abs(layer[a]) for layer in gains) / Fraction(2) ** int(scale[a]) for a in range(size)]
+    largest = max(reach)
+    common = largest.numerator.bit_length() - largest.denominator.bit_length() if largest else 0
+    exponents = [int(e) + common for e in scale]
+    powers = [Pair.of(np.eye(d))]
+    for _ in range(max(len(increments), len(gains)) - 1):
+        powers.append(product(powers[-1], Pair.of(hessian)))
+    high, low = np.zeros((size, d, size, d)), np.zeros((size, d, size, d))
+    gain = np.zeros((size, d, d))
+    for a in range(size):
+        for layer, power in zip(gains, powers, strict=False):
+            gain[a] += float(layer[a] / Fraction(2) ** exponents[a]) * power.high
+        for b in range(size):
+            entry = Pair.of(np.zeros((d, d)))
+            for layer, power in zip(increments, powers, strict=False):
+                if layer[a * size + b]:
+                    entry = entry + power.times(layer[a * size + b] * Fraction(2) ** (exponents[b] - exponents[a]))
+            high[a, :, b], low[a, :, b] = entry.high, entry.low
+    stacked = gain.reshape(size * d, d)
+    excitation = stacked @ noise @ stacked.T
+    increment = Pair(high.reshape(size * d, -1), low.reshape(size * d, -1))
+    return increment, 0.5 * (excitation + excitation.T), [*exponents, noise_exponent]
+
+
+def _in_unit(layers: list[list[Fraction]], unit: int) -> list[list[Fraction]]:
+    """Coefficients of the powers of H as those of the powers of H / 2^unit."""
+    return [[c * Fraction(2) ** (unit * k) for c in layer] for k, layer in enumerate(layers)]
 
 
 def equation_residual(step: Recursion, hessian: Array, noise: Array, blocks: list[list[Array]]) -> float:
@@ -157,7 +182,3 @@ def _powers_sum(hessian: Array, coefficients: list[float], right: Array) -> Arra
     for c in coefficients[-2::-1]:
         out = hessian @ out + c * right if out.any() else c * right
     return out
-
-
-def _symmetrised(a: Array) -> Array:
-    return 0.5 * (a + a.T)

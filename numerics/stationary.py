@@ -30,7 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InvalidProblemError, MeanSquareUnstableError, NonStationaryError
 from ..theory import Optimizer, recursion
 from ._arrays import rounding_level
-from ._companion import Companion, companion, equation_residual, solve_by_doubling, solve_by_kronecker
+from ._companion import equation_residual, stacked_law
 from ._forward_error import warn_if_inaccurate
 from ._kernel import pair_kernel
 from ._margins import check_stable, has_unit_root
@@ -379,39 +379,23 @@ def _spectral(problem: Problem) -> StationaryCovariance:
 
 
 def _doubling(problem: Problem) -> StationaryCovariance:
-    system = companion(recursion(problem.optimizer), problem.plain_hessian, problem.plain_noise)
-    solution = solve_by_doubling(system)
-    if solution is None or solution[1]:
-        # Something diverges or is never forgotten; the eigenvalues tell what, or that no noise reaches it.
-        problem.check()
-    if solution is None:
-        raise NonStationaryError(
-            f"doubling did not converge for {problem.optimizer!r}: the recursion is too close to the stability edge "
-            f"for double precision; use method='spectral'"
-        )
-    return _independent(problem, system, solution[0], "doubling")
+    return _independent(problem, "doubling")
 
 
 def _kronecker(problem: Problem) -> StationaryCovariance:
-    problem.check()
-    system = companion(recursion(problem.optimizer), problem.plain_hessian, problem.plain_noise)
-    z = solve_by_kronecker(system, singular=bool(problem.directions.flat.size))
-    return _independent(problem, system, z, "kronecker")
+    return _independent(problem, "kronecker")
 
 
-def _independent(problem: Problem, system: Companion, z: Array, method: Method) -> StationaryCovariance:
+def _independent(problem: Problem, method: Method) -> StationaryCovariance:
     """The result of a method without an error bound of its own: that of the spectral law, and the distance from it."""
-
-    def block(a: int, b: int) -> Array:
-        return problem.leave(system.block(z, a, b))
-
-    value, law = block(0, 0), SpectralLaw(problem)
-    exact = law.value(0, 0)
+    problem.check()
+    stacked, law = stacked_law(problem, method), SpectralLaw(problem)
+    value, exact = stacked.block(0, 0), law.value(0, 0)
     scale = -binary_exponent(exact, value)
     size, gap = (float(np.linalg.norm(np.ldexp(a, scale))) for a in (exact, value - exact))
     error = law_error(problem, law) + (gap / size if size else float(gap > 0) * np.inf)
     warn_if_inaccurate(f"stationary_covariance with method={method!r}", error, CAUSE, stacklevel=5)
-    return StationaryCovariance(value, problem.optimizer, method, error, problem, block)
+    return StationaryCovariance(value, problem.optimizer, method, error, problem, stacked.block)
 
 
 _SOLVERS: dict[Method, Callable[[Problem], StationaryCovariance]] = {
