@@ -46,7 +46,7 @@ class Pair:
         """The product with a rational."""
         top = float(factor)
         rest = float(factor - Fraction(top))
-        large, small = split(np.float64(top))
+        large, small = split(np.array(top))
         high, low = split(self.high)
         exact = self.high * top
         error = ((high * large - exact) + high * small + low * large) + low * small  # Dekker
