@@ -123,7 +123,9 @@ def eigen_directions(
             if np.all(np.isfinite(graded.error.terms[0][0])):
                 return graded
     h[h <= level] = 0.0
-    return Directions(h, basis, _flat(h, unit_root), HessianError(level + formed * float(np.linalg.norm(hessian))))
+    return Directions(
+        h, basis, _flat(h, unit_root), HessianError(level + (formed * h.size * largest if formed else 0.0))
+    )
 
 
 def _from_factor(factor: Array, shift: float, unit_root: bool, given: tuple[Array, float] | None) -> Directions:

@@ -43,7 +43,7 @@ from ..theory import Optimizer
 from ._evolution import step_coefficients
 from ._polynomial import binary_exponent
 
-__all__ = ["ACCURATE", "LARGEST_THETA", "HessianError", "Responses", "power_of_two", "warn_if_inaccurate"]
+__all__ = ["ACCURATE", "LARGEST_THETA", "HessianError", "Responses", "frobenius", "warn_if_inaccurate"]
 
 Array: TypeAlias = NDArray[np.float64]
 Lagged: TypeAlias = Callable[[int, int], Array]
@@ -81,7 +81,9 @@ class HessianError:
         """Bounds on the entries of E X, from those of X."""
         out = np.zeros_like(sizes)
         if self.spectral:
-            out += self.spectral * np.linalg.norm(sizes, axis=0)
+            # Scaled first, since squares may overflow or underflow.
+            exponent = binary_exponent(sizes)
+            out += self.spectral * np.ldexp(np.linalg.norm(np.ldexp(sizes, -exponent), axis=0), exponent)
         for left, right in self.terms:
             out += left[:, None] * (right @ sizes)
         return out
@@ -242,7 +244,7 @@ class Responses:
             return 0.0
         size = max(1.0, float(np.max(np.linalg.norm(self._transitions, axis=(1, 2)))))
         entries = hessian.scaled(2.0**-self._exponent).entries
-        change = float(np.linalg.norm(self._slopes[0])) * size * (entries + np.transpose(entries))
+        change = float(np.sum(self._slopes[0])) * size * (entries + np.transpose(entries))
         return float(np.max(self._overlap_of_all * change, initial=0.0))
 
     def first_order(self, right: Mapping[tuple[int, int], Array], a: int = 0, b: int = 0) -> Array:
@@ -272,8 +274,7 @@ class Responses:
             right = self.right_hand_side(hessian, noise, noise_error, lagged)
             entries = self.first_order(right, a, b)
             if theta and right:
-                whole = self._overlap_of_all * np.sqrt(sum(r**2 for r in right.values()))
-                rest = theta / (1.0 - theta) * float(np.linalg.norm(whole))
+                rest = theta / (1.0 - theta) * frobenius(self._overlap_of_all * sum(right.values()))
                 entries = entries + rest * np.eye(self.h.size)
         return entries if np.isfinite(entries).all() else None
 
@@ -328,10 +329,10 @@ def _stacked(parts: Sequence[Array]) -> Array:
     return np.stack([np.pad(p, [(0, 0)] * (p.ndim - 1) + [(0, most - p.shape[-1])]) for p in parts])
 
 
-def power_of_two(a: Array) -> tuple[Array, int]:
-    """An array as a mantissa with a largest entry of about 1, and an exponent."""
+def frobenius(a: Array) -> float:
+    """The Frobenius norm, of whatever size the entries are: their squares may overflow or underflow."""
     exponent = binary_exponent(a)
-    return np.ldexp(a, -exponent), exponent
+    return float(np.ldexp(np.linalg.norm(np.ldexp(a, -exponent)), exponent))
 
 
 def warn_if_inaccurate(what: str, error: float, cause: str, *, stacklevel: int = 3) -> None:

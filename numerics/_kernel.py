@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from sympy.polys.matrices import DomainMatrix
 from sympy.polys.matrices.exceptions import DMNonInvertibleMatrixError
 
-from ..errors import NonStationaryError
+from ..errors import NonStationaryError, ScaleError
 from ..theory import Optimizer, Recursion, recursion
 from ._polynomial import ExactPolynomial, PreparedPolynomial, binary_exponent, same_size
 
@@ -65,14 +65,34 @@ class Quotient:
         return Quotient(self.numerator.swapped, tuple(d.swapped for d in self.denominators))
 
     def __call__(self, x: Array, y: Array) -> Array:
-        """Values at broadcast x, y, to a few units in the last place; infinite where a denominator is 0."""
+        """Values at broadcast x, y, to a few units in the last place; infinite where a denominator is 0.
+
+        Raises
+        ------
+        ScaleError
+            If a value is too large or too small for a double.
+        """
+        mantissas, exponents = self.scaled(x, y)
+        with np.errstate(over="ignore"):
+            out = np.ldexp(mantissas, exponents)
+        lost = ((np.abs(out) < np.finfo(np.float64).tiny) & (mantissas != 0)) | (np.isinf(out) & np.isfinite(mantissas))
+        if lost.any():
+            size = float(np.log10(np.abs(mantissas[lost][0])) + exponents[lost][0] * np.log10(2.0))
+            raise ScaleError(
+                f"a value per unit of noise (or of the optimum) is of the order 1e{size:.0f}, beyond double precision; "
+                f"rescale the weights or the loss and scale the answer back"
+            )
+        return np.asarray(out)
+
+    def scaled(self, x: Array, y: Array) -> tuple[Array, NDArray[np.int64]]:
+        """Values at broadcast x, y as mantissas and exponents."""
         x, y = np.broadcast_arrays(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64))
         flat_x, flat_y = x.ravel(), y.ravel()
-        out = np.empty(flat_x.shape)
+        out, exponents = np.empty(flat_x.shape), np.empty(flat_x.shape, dtype=np.int64)
         for part in same_size(flat_x):
             for both in (part[group] for group in same_size(flat_y[part])):
-                out[both] = np.ldexp(*self.at(flat_x[both], flat_y[both]))
-        return out.reshape(x.shape)
+                out[both], exponents[both] = self.at(flat_x[both], flat_y[both])
+        return out.reshape(x.shape), exponents.reshape(x.shape)
 
     def at(self, x: Array, y: Array) -> tuple[Array, int]:
         """Values at broadcast x, y, each of comparable sizes, as mantissas and one exponent."""
@@ -112,15 +132,6 @@ class Quotient:
                 square[lower] = square.T[lower]
             start = stop
         return out, exponent
-
-    def log_derivative_x(self, x: Array, y: Array) -> Array:
-        """``x d ln|f| / dx`` at broadcast x, y."""
-        total = np.zeros(np.broadcast_shapes(x.shape, y.shape))
-        for sign, polynomial in ((1, self.numerator), *((-1, d) for d in self.denominators)):
-            (slope, e), (value, f) = polynomial.euler_x(x, y), polynomial(x, y)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                total += sign * np.ldexp(slope / value, e - f)
-        return total
 
     def _prepare(self, x: Array, scale: int, scale_y: int) -> tuple[PreparedPolynomial, ...]:
         return tuple(p.prepare(x, scale, scale_y) for p in (self.numerator, *self.denominators))
@@ -171,11 +182,8 @@ def kicked_variances(optimizer: Optimizer, h: Array) -> list[tuple[Array, NDArra
     """For noise of variance 1 in each slot, what becomes the variance of all, as mantissas and exponents (m, n)."""
     out = []
     for kernel in _kick_kernels(optimizer):
-        values, exponents = np.empty((len(kernel.entries), h.size)), np.empty((len(kernel.entries), h.size), dtype=int)
-        for a, row in enumerate(kernel.entries):
-            for part in same_size(h):
-                values[a, part], exponents[a, part] = row[a].at(h[part], h[part])
-        out.append((values, exponents))
+        values, exponents = zip(*(row[a].scaled(h, h) for a, row in enumerate(kernel.entries)), strict=True)
+        out.append((np.stack(values), np.stack(exponents)))
     return out
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import ScaleError
 from ._directions import EPS
-from ._forward_error import HessianError
+from ._forward_error import HessianError, frobenius
 from ._kernel import pair_kernel
 from ._problem import Problem
 
@@ -133,7 +133,7 @@ def law_error(problem: Problem, law: SpectralLaw) -> float:
     if not noise.definite:
         # C as given may be indefinite by rounding, and then its law is: how far it is from being a covariance.
         least = float(scipy.linalg.eigvalsh(size * np.sign(noise.covariance), check_finite=False)[0])
-        bound += max(-least, 0.0) / float(np.linalg.norm(size))
+        bound += max(-least, 0.0) / frobenius(size)
     return bound
 
 
@@ -144,12 +144,12 @@ def relative_error(problem: Problem, law: Array, change: Array, exponent: int = 
     turn = basis if back is None else back if basis is None else back @ basis
     rounding = 8.0 * EPS if basis is None else 2.0 * (len(law) + 4) * EPS
     if back is None or turn is None:
-        size, lost, spread = (float(np.linalg.norm(a)) for a in (law, change, law))
+        size, lost, spread = (frobenius(a) for a in (law, change, law))
     else:
         # R is not orthogonal: what the bounds become in the caller's coordinates, entry by entry.
-        size = float(np.linalg.norm(turn @ law @ turn.T))
-        lost = float(np.linalg.norm(np.abs(turn) @ change @ np.abs(turn).T))
-        spread = float(np.linalg.norm(np.abs(turn) @ np.abs(law) @ np.abs(turn).T))
+        size = frobenius(turn @ law @ turn.T)
+        lost = frobenius(np.abs(turn) @ change @ np.abs(turn).T)
+        spread = frobenius(np.abs(turn) @ np.abs(law) @ np.abs(turn).T)
         rounding *= 2.0
         if root is not None and root.ndim == 2:
             rounding += 2.0 * problem.preconditioner_error

@@ -185,7 +185,9 @@ def autocorrelation_time(optimizer: Optimizer, hessian: ArrayLike) -> Array:
     response = np.full(h.shape, _response_without_curvature(optimizer) if np.any(h == 0) else 0.0)
     curved = h > 0
     response[curved] = mean_kernel(optimizer).entries[0](h[curved], np.zeros(())) / h[curved]
-    out[moving] = response / pair_kernel(optimizer).entries[0][0](h, h) * response
+    variance, exponents = pair_kernel(optimizer).entries[0][0].scaled(h, h)
+    mantissa, shift = np.frexp(response)
+    out[moving] = np.ldexp(mantissa / variance * mantissa, 2 * shift - exponents)
     return out
 
 

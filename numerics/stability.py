@@ -16,8 +16,9 @@ from ..theory import Optimizer, recursion
 from ._arrays import positive_semidefinite
 from ._directions import eigen_directions
 from ._margins import learning_rate_bounds
+from ._spectral_gap import smallest_gap
 
-__all__ = ["max_learning_rate", "spectral_radius"]
+__all__ = ["max_learning_rate", "spectral_gap", "spectral_radius"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -80,7 +81,8 @@ def spectral_radius(optimizer: Optimizer, hessian: ArrayLike) -> float:
     -------
     float
         The largest modulus of the eigenvalues of A(h) over the eigenvalues h that are not flat: what is left of the
-        start after one more step, in the long run.  0 if all are flat.
+        start after one more step, in the long run.  0 if all are flat.  Below 1 if and only if it contracts: a radius
+        that would round to 1 is the largest double below it, and `spectral_gap` has its distance from 1.
 
     Raises
     ------
@@ -95,12 +97,46 @@ def spectral_radius(optimizer: Optimizer, hessian: ArrayLike) -> float:
     >>> spectral_radius(sgd(lr=0.5), [[1.5, 0.0], [0.0, 0.5]])
     0.75
     """
+    gap = spectral_gap(optimizer, hessian)
+    radius = 1.0 - gap
+    if gap > 0.0:
+        return min(radius, float(np.nextafter(1.0, 0.0)))
+    return max(radius, float(np.nextafter(1.0, 2.0))) if gap < 0.0 else radius
+
+
+def spectral_gap(optimizer: Optimizer, hessian: ArrayLike) -> float:
+    r"""How far the spectral radius is below 1, to full relative accuracy: the rate at which the start is forgotten.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Every hyper-parameter bound.  It need not be stable.
+    hessian : array_like, shape (d, d)
+        Symmetric positive semidefinite.
+
+    Returns
+    -------
+    float
+        :math:`1 - \rho`, positive if and only if the recursion contracts along every direction that is not flat; 1 if
+        all are flat.  However small, it is correct to a few units in the last place given the eigenvalues.
+
+    Raises
+    ------
+    HyperparameterError
+        If a hyper-parameter is unbound.
+    InvalidProblemError
+        If ``hessian`` is not symmetric positive semidefinite.
+    ScaleError
+        If it is too large or too small for double precision.
+
+    Examples
+    --------
+    >>> from sgdcov.theory import sgd
+    >>> spectral_gap(sgd(lr=1e-20), [[1.0]])
+    1e-20
+    """
+    optimizer = recursion(optimizer).optimizer
     optimizer.require_bound()
     directions = eigen_directions(optimizer, positive_semidefinite("hessian", hessian), vectors=False)
     moving = directions.eigenvalues[directions.moving]
-    if not moving.size:
-        return 0.0
-    layers = recursion(optimizer).increment_coefficients
-    increments = sum(np.array(layer, dtype=np.float64) * (moving**k)[:, None, None] for k, layer in enumerate(layers))
-    shifts = np.linalg.eigvals(increments)
-    return float(np.max(np.abs(1.0 + shifts)))
+    return float(smallest_gap(optimizer, moving)) if moving.size else 1.0
