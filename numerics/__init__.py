@@ -15,7 +15,7 @@
 `max_learning_rate`                  the least upper bound of the stable learning rates
 `mean_square_stability`              whether a covariance exists under noise that depends on the weights
 `one_gradient_form`                  plain SGD in place of a rule such as `sam`, whose batches can be listed
-`spectral_radius`                    how much of the start is left after a step
+`spectral_radius`, `spectral_gap`    how much of the start is left after a step, and how much is forgotten
 `solve_stein`                        ``A X A' - X + Q = 0`` for any A, with a verdict
 `Quadratic`, `LeastSquares`          problems: a loss, its Hessian, optimum and gradient noise
 `QuadraticExamples`                  a finite sum of quadratic losses with Hessians of their own
@@ -57,7 +57,7 @@ from .random_features import RandomFeatures, random_features
 from .reshuffling import ReshufflingLaw, reshuffling_law
 from .robust_regression import GaussianAdversarialRegression
 from .schedules import Phase, Schedule
-from .stability import max_learning_rate, spectral_radius
+from .stability import max_learning_rate, spectral_gap, spectral_radius
 from .stationary import StationaryCovariance, pair_covariance, stationary_covariance
 from .stein import SteinSolution, solve_stein
 from .tails import MomentGrowth, TailIndex, moment_growth, tail_index
@@ -123,6 +123,7 @@ __all__ = [
     "reshuffling_law",
     "rmsprop",
     "solve_stein",
+    "spectral_gap",
     "spectral_radius",
     "stationary_covariance",
     "stationary_mean",

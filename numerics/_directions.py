@@ -96,11 +96,12 @@ def eigen_directions(
     vectors: bool = True,
     factor: tuple[Array, float] | None = None,
     formed: float = 0.0,
+    blurred: float = 0.0,
 ) -> Directions:
     """Diagonalise a checked Hessian; eigenvalues that count as 0 are set to exactly 0.
 
     ``factor`` is a pair (A, shift) with the Hessian ``A'A + shift I``, where it is known.  ``formed`` is the relative
-    error, entry by entry, with which the Hessian was formed.
+    error, entry by entry, with which the Hessian was formed, ``blurred`` one in the spectral norm.
     """
     unit_root = has_unit_root(optimizer)
     if factor is not None:
@@ -116,7 +117,8 @@ def eigen_directions(
         h, basis = scipy.linalg.eigvalsh(hessian, driver="evd", check_finite=False), None
     largest = float(np.max(np.abs(h)))
     level = h.size * EPS * largest
-    if float(h[0]) * _UNCERTAIN < level and 0.0 < _UNEQUAL_UNITS * float(diagonal.min()) < float(diagonal.max()):
+    smallest, largest_unit = float(diagonal.min()), float(diagonal.max())
+    if not blurred and float(h[0]) * _UNCERTAIN < level and 0.0 < smallest < largest_unit / _UNEQUAL_UNITS:
         triangle = gram_factor(hessian)
         if triangle is not None:
             graded = _from_factor(triangle, 0.0, unit_root, (hessian, formed))
@@ -124,7 +126,7 @@ def eigen_directions(
                 return graded
     h[h <= level] = 0.0
     return Directions(
-        h, basis, _flat(h, unit_root), HessianError(level + (formed * h.size * largest if formed else 0.0))
+        h, basis, _flat(h, unit_root), HessianError(level + blurred + (formed * h.size * largest if formed else 0.0))
     )
 
 

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..theory import Optimizer, recursion
 from ._arrays import positive_semidefinite, rounding_level
 from ._directions import EPS, Directions, check_flat_noise, eigen_directions
-from ._forward_error import HessianError, Responses
+from ._forward_error import HessianError, Responses, frobenius
 from ._kernel import pair_kernel
 from ._margins import check_stable
 from ._rotated_noise import RotatedNoise, is_diagonal, rotated_noise
@@ -52,7 +52,11 @@ class Problem:
         """Eigen-directions of the Hessian in plain coordinates."""
         if self.hessian_factor is not None:
             return eigen_directions(self.optimizer, self.plain_hessian, factor=self.hessian_factor)
-        return eigen_directions(self.optimizer, self.plain_hessian, formed=self.preconditioner_error)
+        if self.root is None or self.root.ndim == 1:
+            return eigen_directions(self.optimizer, self.plain_hessian, formed=self.preconditioner_error)
+        # The two products of R H R.
+        blurred = 4.0 * len(self.root) * EPS * float(np.linalg.norm(self.root, 2)) ** 2 * frobenius(self.hessian)
+        return eigen_directions(self.optimizer, self.plain_hessian, blurred=blurred)
 
     @cached_property
     def scaled_noise(self) -> RotatedNoise:

@@ -1,8 +1,8 @@
 r"""The distance of the spectral radius from 1, however small.
 
-With :math:`\delta = \lambda - 1` a zero of ``det(delta I - D)``, whose coefficients at an eigenvalue h are known to the last
-bit, :math:`1 - |\lambda| = -(2 \operatorname{Re}\delta + |\delta|^2) / (1 + |1 + \delta|)`.  In double precision that
-finds the eigenvalues of H at which the gap may be smallest; there the zeros are found once more, from the exact
+With :math:`\delta = \lambda - 1` a zero of ``det(delta I - D)``, whose coefficients at an eigenvalue h are known to the
+last bit, :math:`1 - |\lambda| = -(2 \operatorname{Re}\delta + |\delta|^2) / (1 + |1 + \delta|)`.  In double precision
+that finds the eigenvalues of H at which the gap may be smallest; there the zeros are found once more, from the exact
 coefficients, in as many digits as cancel.
 """
 
@@ -60,7 +60,9 @@ def _rough(coefficients: tuple[ExactPolynomial, ...], h: Array) -> Array:
         matrices[:, 0, :] = -rows
         matrices[:, range(1, n), range(n - 1)] = 1.0
         with np.errstate(over="ignore", invalid="ignore"):
-            shift = np.linalg.eigvals(matrices) if n > 1 else matrices[:, 0]
+            shift = (
+                matrices[:, 0].astype(np.complex128) if n == 1 else np.linalg.eigvals(matrices).astype(np.complex128)
+            )
             if n > 1:
                 shift = _polished(rows, shift)
             gaps = -(2.0 * shift.real + np.abs(shift) ** 2) / (1.0 + np.abs(1.0 + shift))
@@ -70,7 +72,6 @@ def _rough(coefficients: tuple[ExactPolynomial, ...], h: Array) -> Array:
 
 def _polished(rows: NDArray[np.float64], zeros: NDArray[np.complex128]) -> NDArray[np.complex128]:
     """A few Newton steps: small zeros get digits of their own."""
-    zeros = zeros.astype(np.complex128)
     for _ in range(3):
         value, slope = np.ones_like(zeros), np.zeros_like(zeros)
         for k in range(rows.shape[-1]):
@@ -88,7 +89,10 @@ def _exact_gap(coefficients: tuple[ExactPolynomial, ...], h: float) -> mpmath.mp
     span = max((abs(_bits(c / exact[0])) for c in exact if c), default=0)
     with mpmath.workprec(400 + 4 * span):
         values = [mpmath.mpf(c.numerator) / c.denominator for c in exact]
-        shifts = mpmath.polyroots(values, maxsteps=400, extraprec=400 + 4 * span) if len(values) > 2 else [-values[1] / values[0]]
+        several = len(values) > 2
+        shifts = (
+            mpmath.polyroots(values, maxsteps=400, extraprec=400 + 4 * span) if several else [-values[1] / values[0]]
+        )
         gaps = [-(2 * mpmath.re(z) + abs(z) ** 2) / (1 + abs(1 + z)) for z in shifts]
         return min(gaps)
 

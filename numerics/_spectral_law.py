@@ -69,7 +69,8 @@ class SpectralLaw:
         values, exponents = self.scaled(a, b)
         plain = directions.basis is None and problem.root is None
         common = 0 if plain else _largest(values, exponents)
-        inner = np.ldexp(values, exponents - common) if plain or np.any(exponents - common) else values
+        with np.errstate(over="ignore"):  # infinities are refused below
+            inner = np.ldexp(values, exponents - common)
         out = inner
         if directions.flat.size:
             out = np.zeros_like(problem.scaled_noise.covariance)

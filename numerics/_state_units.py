@@ -37,4 +37,3 @@ def state_units(a: Array, q: Array | None) -> Array:
             if largest > 0.0:
                 units[part == k] *= np.ldexp(1.0, round(float(np.log2(largest))))
     return np.clip(units, 1.0 / LARGEST, LARGEST)
-

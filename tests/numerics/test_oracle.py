@@ -53,8 +53,7 @@ def draw_optimizer(rule, rng):
     }
     kinds = ("uniform", "near one", "zero")
     values = {
-        p.name: float(draws.get(p.name, fraction[rng.choice(kinds, p=[0.4, 0.5, 0.1])])())
-        for p in rule.hyperparameters
+        p.name: float(draws.get(p.name, fraction[rng.choice(kinds, p=[0.4, 0.5, 0.1])])()) for p in rule.hyperparameters
     }
     return rule(**values)
 
@@ -70,9 +69,9 @@ def stability_edge(optimizer):
 def draw_pairs(optimizer, count, rng):
     """Pairs of eigenvalues: far below the edge, near it and anywhere; nearly equal, and with ratios to 1e12."""
     edge = stability_edge(optimizer)
-    share = np.stack(
-        [10 ** -rng.uniform(0, 12, count), 1 - 10 ** -rng.uniform(1, 6, count), rng.uniform(0, 1, count)]
-    )[rng.integers(3, size=count), np.arange(count)]
+    share = np.stack([10 ** -rng.uniform(0, 12, count), 1 - 10 ** -rng.uniform(1, 6, count), rng.uniform(0, 1, count)])[
+        rng.integers(3, size=count), np.arange(count)
+    ]
     x = np.minimum(edge * share, edge * (1 - 1e-6))
     ratio = np.stack([10 ** -rng.uniform(0, 12, count), 1 - 10 ** -rng.uniform(0, 12, count), np.ones(count)])
     y = x * ratio[rng.integers(3, size=count), np.arange(count)]

@@ -444,9 +444,7 @@ class TestPairs:
 
     def test_swapping_the_pair_transposes_the_block(self):
         optimizer = qhm(lr=0.1, beta=0.9, nu=0.7)
-        np.testing.assert_array_equal(
-            pair_covariance(optimizer, 1.0, 2.5), pair_covariance(optimizer, 2.5, 1.0).T
-        )
+        np.testing.assert_array_equal(pair_covariance(optimizer, 1.0, 2.5), pair_covariance(optimizer, 2.5, 1.0).T)
 
     def test_eigenvalues_outside_the_domain_are_refused(self):
         with pytest.raises(InvalidProblemError, match="h_j must hold finite eigenvalues of at least 0"):

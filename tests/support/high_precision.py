@@ -29,9 +29,9 @@ def recursion(optimizer, hessian):
     return np.array(transition, dtype=object).T, np.array(gain, dtype=object).T
 
 
-def stationary_law(optimizer, hessian, noise, preconditioner=None):
-    """The covariance of all slots for the very doubles given, by doubling."""
-    with mpmath.workdps(DIGITS + 40):
+def stationary_law(optimizer, hessian, noise, preconditioner=None, digits=DIGITS + 40):
+    """The covariance of all slots for the very doubles given, by doubling; a slow rule takes more digits."""
+    with mpmath.workdps(digits):
         h, c = exactly(hessian), exactly(noise)
         if preconditioner is not None:
             p = exactly(preconditioner)
