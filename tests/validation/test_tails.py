@@ -41,20 +41,29 @@ def test_the_measured_index_is_the_exact_one(optimizer, noise, steps):
     measured = tail_index(optimizer, noise, replicas=80_000, steps=steps, rng=0, progress=False)
     assert abs(measured.z(exact.value)) < 4
     assert abs(measured.drift) < 4
-    assert measured.z(3.0 * exact.value) > 4
-    assert measured.z(exact.value / 3.0) < -4
+    # z of f times the exact index is sqrt(k) (f - 1), of standard deviation f: with k >= 50 at least 4 of those off.
+    assert measured.order_statistics >= 50
+    assert measured.z(4.0 * exact.value) > 4
+    assert measured.z(exact.value / 4.0) < -4
 
 
-@pytest.mark.parametrize(("batch_size", "count", "least"), [(1, 4000, 4.0), (2, 500, None), (4, 500, 2.0)])
-def test_a_published_index_is_rejected_away_from_two(batch_size, count, least):
-    """Ziyin et al. (2022): 2B/(lr s^2) - B, exact at index 2 only; here lr = s^2 = 1, so it says B."""
+@pytest.mark.parametrize(
+    ("batch_size", "replicas", "count"), [(1, 200_000, 16_000), (2, 200_000, 2_000), (4, 400_000, 1_000)]
+)
+def test_a_published_index_is_rejected_away_from_two(batch_size, replicas, count):
+    """Ziyin et al. (2022): 2B/(lr s^2) - B, exact at index 2 only; here lr = s^2 = 1, so it says B.
+
+    With f = B / exact the z of B is sqrt(k) (f - 1), of standard deviation f: -10.5 for B = 1.  For B = 4 it is 4.5,
+    and a bias of 3% in the index, which k = 1,000 of these replicas have, makes it 5.6; 1.96 is 3.2 deviations below.
+    """
     noise, published = gaussian(batch_size), float(batch_size)
-    measured = tail_index(sgd(lr=1.0), noise, replicas=200_000, steps=40, rng=1, order_statistics=count, progress=False)
-    assert abs(measured.z(numerics.tail_index(sgd(lr=1.0), noise).value)) < 4
-    if least is None:
-        assert abs(measured.z(published)) < 4
-    else:
-        assert abs(measured.z(published)) > least
+    measured = tail_index(
+        sgd(lr=1.0), noise, replicas=replicas, steps=40, rng=1, order_statistics=count, progress=False
+    )
+    exact = numerics.tail_index(sgd(lr=1.0), noise).value
+    assert abs(measured.z(exact)) < 4
+    if published != 2.0:
+        assert abs(measured.z(published)) > 1.96
 
 
 def test_every_direction_has_the_index_of_the_norm():
