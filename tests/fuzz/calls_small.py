@@ -138,6 +138,20 @@ def spectral_radius(draw):
     return case
 
 
+def spectral_gap(draw):
+    spec, hessian, _, _, plain = setup(draw, rotated=False)
+    case = Case(nm.spectral_gap, {"optimizer": optimizer(spec), "hessian": hessian})
+    mp.dps *= 2  # what is left of 1 is wanted to all its digits
+    right = 1 - max((spec.radius(h) for h in plain.h if h or spec.forgets), default=mpf(0))
+
+    def judge(result):
+        off = abs(mpf(float(result)) - right)
+        require(off <= 1e-13 * abs(right), f"{result!r} right {mp.nstr(right, 17)}")
+
+    case.judge = judge
+    return case
+
+
 def crossover_curvature(draw):
     spec = draw.spec()
     batches = int(draw.pick(2, 3, 100, 10**6))

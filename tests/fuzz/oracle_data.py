@@ -189,12 +189,12 @@ class Moments:
         if not 0.99 < found < 1.01:
             return found
         logarithm, power = mpf(0), 1
-        for _ in range(40):
+        for _ in range(90):
             size = max(abs(x) for row in rows for x in row)
             logarithm += mp.log(size) / power
             rows = o.scaled(rows, 1 / size)
             rows, power = o.mul(rows, rows), 2 * power
-        return float(mp.exp(logarithm + mp.log(max(abs(x) for row in rows for x in row)) / power))
+        return mp.exp(logarithm + mp.log(max(abs(x) for row in rows for x in row)) / power)
 
     def stationary(self):
         """Mean and covariance of all slots."""

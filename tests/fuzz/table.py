@@ -279,6 +279,7 @@ CALLS = {
     "pair_covariance": (3, calls_small.pair_covariance),
     "max_learning_rate": (2, calls_small.max_learning_rate),
     "spectral_radius": (2, calls_small.spectral_radius),
+    "spectral_gap": (2, calls_small.spectral_gap),
     "crossover_curvature": (1, calls_small.crossover_curvature),
     "solve_stein": (6, calls_small.solve_stein),
     "Quadratic": (2, calls_problems.quadratic),
