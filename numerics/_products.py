@@ -97,12 +97,16 @@ class Products:
 
     def step(self, states: Array, draw: Draw) -> Array:
         """States (count, slots, directions) after one step, each on its own batch."""
-        out = states + np.einsum("ab,cbi->cai", self.layers[0], states)
-        moved = states
-        for layer in self.layers[1:]:
-            moved = np.stack([self._curved(draw, moved[:, a]) for a in range(moved.shape[1])], axis=1)
-            out = out + np.einsum("ab,cbi->cai", layer, moved)
-        return np.asarray(out)
+        out = states.copy()
+        slots: list[Array | None] = [states[:, a] for a in range(self.slots)]
+        for k, layer in enumerate(self.layers):
+            # only what this or a later power of the Hessian needs is multiplied by it once more
+            needed = np.any([later != 0.0 for later in self.layers[k:]], axis=(0, 1))
+            if k:
+                slots = [self._curved(draw, s) if s is not None and needed[b] else None for b, s in enumerate(slots)]
+            for a, b in zip(*np.nonzero(layer), strict=True):
+                out[:, a] += layer[a, b] * slots[b]
+        return out
 
     def _curved(self, draw: Draw, vectors: Array) -> Array:
         if self.basis is None:
@@ -150,6 +154,12 @@ class Products:
                 return self._of_inputs(problem.X, chances, problem.l2)
             return Atoms(self._reduced(np.asarray(problem.hessians)), chances)
         return None
+
+    @property
+    def gaussian(self) -> bool:
+        """Whether the inputs have Gaussian tails, so that no curvature is the largest."""
+        noise = self.bare
+        return isinstance(noise, GaussianMinibatchNoise) or (isinstance(noise, InputNoise) and noise.std > 0)
 
     @cached_property
     def independent(self) -> bool:

@@ -271,16 +271,55 @@ def test_the_estimated_index_is_the_exact_one(optimizer, noise):
     assert found.error < 0.3 * found.value
 
 
+def test_ten_directions_take_few_whole_populations_and_tell_of_each():
+    rng = np.random.default_rng(0)
+    noise = MinibatchNoise(LeastSquares(rng.normal(size=(50, 10)), rng.normal(size=50)), 4)
+    lines = []
+    options = {"particles": 64, "steps": 60, "repetitions": 4}
+    tail_index(sgd(lr=0.25), noise, progress=lines.append, **options)
+    whole = [line for line in lines if "4 populations of 64 for 60 steps" in line]
+    assert 1 <= len(whole) <= 7
+    assert 3 <= len(lines) <= 20
+    assert all(" s" in line for line in lines[1:])  # and how long it may take
+
+
+def test_moments_made_by_inputs_that_no_population_meets_are_not_claimed():
+    """Isotropic Gaussian inputs, where k is known: 16th moments exist by far, say populations, and they do not."""
+    noise = GaussianMinibatchNoise(np.eye(3), label_noise=1.0, batch_size=1)
+    options = {"method": "particles", "particles": 200, "steps": 50, "repetitions": 4}
+    assert moment_growth(sgd(lr=0.125), noise, 20).verdict == "does not exist"
+    seen = moment_growth(sgd(lr=0.125), noise, 20, **options)
+    assert seen.log < 0.0
+    assert seen.verdict == "undecided"
+    assert seen.standard_error == np.inf
+    index = tail_index(sgd(lr=0.125), noise, **options)
+    assert float(index) < float(tail_index(sgd(lr=0.125), noise))
+    assert index.error == np.inf
+    assert "so rare" in index.status
+
+
+def test_an_example_too_rare_for_a_population_still_counts():
+    """One steep example among 2,000: k(s) is at least p |1 - lr x^2|^s, whatever was drawn."""
+    X = np.full((2000, 3), 0.1) + 0.1 * np.eye(3)[np.arange(2000) % 3]
+    X[0] = [8.0, 0.0, 0.0]
+    noise = MinibatchNoise(LeastSquares(X, np.zeros(2000)), 1)
+    found = moment_growth(sgd(lr=0.05), noise, 20.0, method="particles", particles=10, steps=20, repetitions=2)
+    assert found.log >= -np.log(2000) + 20 * np.log(0.05 * 64 - 1) - 1e-12
+
+
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
         (lambda: tail_index(sgd(lr=8.0), gaussian()), NonStationaryError, "has no stationary law"),
         (lambda: tail_index(sgd(lr=0.1), np.eye(2)), InvalidProblemError, "noise must be a GradientNoise"),
         (lambda: moment_growth(sgd(lr=0.1), gaussian(), 0), InvalidProblemError, "order must be positive"),
-        (lambda: moment_growth(sgd(lr=0.1), gaussian(), 65.0), InvalidProblemError, "at most 64"),
+        (lambda: moment_growth(sgd(lr=0.1), gaussian(), 65.0), InvalidProblemError, r"\[0, 64\], got 65"),
         (lambda: moment_growth(sgd(), gaussian(), 2), HyperparameterError, "lr"),
-        (lambda: moment_growth(sgd(lr=0.1), gaussian(), 2, method="fast"), InvalidProblemError, "unknown method"),
+        (lambda: moment_growth(sgd(lr=0.1), gaussian(), 2, method="fast"), InvalidProblemError, "must be one of"),
         (lambda: moment_growth(sgd(lr=0.1), gaussian(), 2, particles=2), InvalidProblemError, "particles must be"),
+        (lambda: moment_growth(sgd(lr=0.1), gaussian(), 2, rng=True), InvalidProblemError, "rng"),
+        (lambda: moment_growth(sgd(lr=0.1), gaussian(), "2"), InvalidProblemError, "order must be"),
+        (lambda: tail_index(sgd(lr=0.1), gaussian(), progress=1), InvalidProblemError, "progress must be"),
         (
             lambda: moment_growth(sgd(lr=0.1), MinibatchNoise(regression(9, 3), 1), 3.0, method="exact"),
             InvalidProblemError,
