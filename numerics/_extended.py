@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ._doubledouble import split
 
-__all__ = ["Extended", "identity", "polynomial_values"]
+__all__ = ["Extended", "identity", "joined", "polynomial_values", "stacked"]
 
 Array: TypeAlias = NDArray[np.float64]
 Index: TypeAlias = int | slice | EllipsisType | NDArray[np.intp] | None
@@ -74,15 +74,34 @@ class Extended:
         assert lo is not None
         return _normalised(hi, lo)
 
+    def shifted(self, exponent: int | NDArray[np.int_]) -> Extended:
+        """Times a power of two."""
+        return Extended(np.ldexp(self.hi, exponent), np.ldexp(self.lo, exponent))
+
     def scaled(self, factor: float | Array | Extended) -> Extended:
         """Every entry times a number or an array that broadcasts."""
         if not isinstance(factor, Extended):
             factor = Extended.of(np.asarray(factor, dtype=np.float64))
         return _normalised(*_product(*_parts(self), *_parts(factor)))
 
+    def reshaped(self, *shape: int) -> Extended:
+        """The same numbers in another shape."""
+        return Extended(self.hi.reshape(shape), self.lo.reshape(shape))
+
     def finite(self) -> bool:
         """Whether nothing has overflowed."""
         return bool(np.isfinite(self.hi).all() and np.isfinite(self.lo).all())
+
+
+def stacked(parts: Sequence[Extended], axis: int) -> Extended:
+    """Several as one, along a new axis."""
+    return Extended(np.stack([part.hi for part in parts], axis), np.stack([part.lo for part in parts], axis))
+
+
+def joined(parts: Sequence[Extended], axis: int) -> Extended:
+    """Several as one, along an axis that they have."""
+    hi, lo = ([part.hi for part in parts], [part.lo for part in parts])
+    return Extended(np.concatenate(hi, axis), np.concatenate(lo, axis))
 
 
 def identity(size: int, count: int) -> Extended:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
 from fractions import Fraction
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -25,14 +24,13 @@ from ..errors import InvalidProblemError, NonStationaryError
 from ..theory import Optimizer, recursion
 from ._arrays import positive_semidefinite, rounding_level, vector
 from ._directions import Directions
-from ._evolution import Steps
-from ._extended import Extended, polynomial_values
+from ._extended import Extended
 from ._kernel import to_fraction
 from ._problem import Problem
 from ._settled import settled_law
 from .stationary import StationaryCovariance
 
-__all__ = ["Law", "drive", "initial_law", "initial_mean", "mean_after", "rest_factors", "start_level"]
+__all__ = ["Law", "initial_law", "initial_mean", "rest_factors", "start_level"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -136,37 +134,3 @@ def _rest(optimizer: Optimizer) -> tuple[sp.Expr, ...] | None:
     if sp.expand(others.det()) == 0:
         return None
     return (sp.Integer(1), *(sp.cancel(c) for c in others.LUsolve(-increment[1:, 0])))
-
-
-def drive(
-    increment: Sequence[Sequence[Fraction]], gain: Sequence[Sequence[Fraction]], rest: Sequence[Fraction], h: Array
-) -> Extended | None:
-    """The drive D r - h b at eigenvalues h, shape (m, 1, n), from exact coefficients; None where it is 0 for all h."""
-    m = len(rest)
-    rows = []
-    for p in range(m):
-        row = [Fraction(0)] * max(2, *(len(e) for e in increment), *(1 + len(e) for e in gain))
-        for q, factor in enumerate(rest):
-            for k, c in enumerate(increment[p * m + q]):
-                row[k] += c * factor
-        for k, c in enumerate(gain[p]):
-            row[k + 1] -= c
-        rows.append(row)
-    if not any(c for row in rows for c in row):
-        return None
-    return polynomial_values(rows, h)[:, None]
-
-
-def mean_after(steps: Steps, count: int, mean: Extended, push: Extended | None) -> Extended:
-    """The mean of shape (m, 1, n) ``count`` steps later, driven by ``push`` in each."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        power, pushed = steps.transition, push
-        for digit in bin(count)[3:]:
-            doubled = power @ power
-            if pushed is not None and push is not None:
-                pushed = pushed + power @ pushed
-                if digit == "1":
-                    pushed = pushed + doubled @ push
-            power = doubled @ steps.transition if digit == "1" else doubled
-        mean = power @ mean
-        return mean if pushed is None else mean + pushed

@@ -7,6 +7,7 @@ keeps the optimizer's own value.  The usual learning-rate schedules are construc
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from ..errors import HyperparameterError, InvalidProblemError
 from ..theory import Optimizer
+from ..theory.hyperparameters import Hyperparameter
 from ._arrays import vector, whole_number
 
 __all__ = ["Phase", "Schedule"]
@@ -280,16 +282,30 @@ class Schedule:
 
 def phase_name(index: int, start: int, end: int) -> str:
     """How errors speak of a phase."""
-    return f"phase {index} (steps {start} to {end})"
+    return f"phase {index} (steps {_number(start)} to {_number(end)})"
+
+
+def counted(steps: int) -> str:
+    """How errors speak of a number of steps."""
+    return f"{_number(steps)} steps"
+
+
+def _number(steps: int) -> str:
+    return str(steps) if steps < 10**18 else f"about 1e{int(math.log10(steps))}"
 
 
 def _rebound(optimizer: Optimizer, values: Mapping[str, float]) -> Optimizer:
     """The optimizer of a phase, whose learning rate may be 0; a float well inside its domain needs no exact check."""
     for name, value in values.items():
         parameter = optimizer.rule[name]
-        inside = isinstance(value, float) and float(parameter.domain.inf) < value < float(parameter.domain.sup)
-        if not inside:
+        least, most = _ends(parameter)
+        if not (isinstance(value, float) and least < value < most):
             parameter.exact(value, domain=parameter.step_domain)
     bound = {**optimizer.values, **values}
     known = (parameter.name for parameter in optimizer.rule.hyperparameters)
     return Optimizer(optimizer.rule, tuple((name, bound[name]) for name in known if name in bound))
+
+
+@functools.lru_cache(maxsize=256)
+def _ends(parameter: Hyperparameter) -> tuple[float, float]:
+    return float(parameter.domain.inf), float(parameter.domain.sup)

@@ -26,16 +26,16 @@ from ..errors import InvalidProblemError, NonStationaryError, UnstableError
 from ..theory import Optimizer, recursion
 from ._arrays import whole_number
 from ._directions import Directions, check_flat_noise
-from ._evolution import Evolution, still
+from ._evolution import Evolution
 from ._initial import initial_law, initial_mean, rest_factors
 from ._log_determinant import log_determinant
 from ._noisy_run import NoisyRun
-from ._problem import Problem, make_problem
+from ._problem import make_problem
 from ._result import Frozen
 from ._run import Bound, Run
 from ._step_family import StepFamily
 from .noise import GradientNoise
-from .schedules import Schedule
+from .schedules import Schedule, counted
 from .transient import Start, TransientCovariance, absolute_mean, covariance_of, optimum_of
 
 __all__ = ["PeriodicCovariance", "Trajectory", "periodic_covariance", "trajectory"]
@@ -165,24 +165,27 @@ def trajectory(
         run: Run = NoisyRun(bound, problem, noise, centred, law, rest)
     else:
         family = StepFamily((o for o, _ in bound), h, rest)
-        run = Run(bound, family, h, still(len(rest), d), centred, directions.rotate(target))
-    laws, rows, means = [], [], []
-    recorded = set(times)
-    for where in run.stops({*times, schedule.steps}):
-        parts, heard = run.parts(problem, law)
-        if run.now in recorded:
-            left, built = parts(0, 0)
-            run.check(bool(np.isfinite(left + built).all()), where)
-            deviation = run.mean.hi[0, 0]
-            laws.append(left + built)
-            risks = (0.5 * float(h @ values) for values in (left.diagonal(), built.diagonal(), deviation**2))
-            rows.append([float(np.sum(laws[-1].diagonal())), *risks])
-            means.append(absolute_mean(run.mean, rest, target, directions)[0])
-    final = covariance_of(problem, bound[-1][0], schedule.steps, parts, heard)
-    trace, left_risk, built_risk, mean_risk = np.array(rows).T
+        run = Run(bound, family, problem, law, centred, directions.rotate(target))
+    laws: list[Array] = []
+    rows, means, recorded = [], [], set(times)
+    for records in run.records({*times, schedule.steps}):
+        left, built = records.parts(0, 0)
+        finite = bool(np.isfinite(left + built).all())
+        run.check(finite, records.optimizers[-1], f"the first {counted(records.times[-1])}")
+        deviation = records.mean.hi[0]
+        variances = [np.diagonal(part, axis1=1, axis2=2) for part in (left, built)]
+        risks = [0.5 * np.sum(h * values, axis=1) for values in (*variances, deviation**2)]
+        table = np.stack([np.sum(variances[0] + variances[1], axis=1), *risks], axis=1)
+        wanted = [index for index, now in enumerate(records.times) if now in recorded]
+        laws.extend((left + built)[wanted])
+        rows.append(table[wanted])
+        means.append(absolute_mean(records.mean, rest, target, directions)[0, wanted])
+    final = covariance_of(problem, records, -1)
+    trace, left_risk, built_risk, mean_risk = np.concatenate(rows).T
     return Trajectory(
-        np.array(times), np.array(means), trace, left_risk, built_risk, mean_risk, final, tuple(laws), directions, heard
-    )
+        np.array(times), np.concatenate(means), trace, left_risk, built_risk, mean_risk, final, tuple(laws), directions,
+        records.heard,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -288,50 +291,49 @@ def periodic_covariance(
     problem = make_problem(bound[0][0], hessian, noise, None)
     directions, period = problem.directions, schedule.steps
     positions = _times(record, period, (0, *schedule.ends[:-1]))
-    size = len(bound[0][0].rule.slots)
-    moving = np.arange(directions.eigenvalues.size)
-    law, kept = _settled(bound, directions.eigenvalues, size)
+    h = directions.eigenvalues
+    family = StepFamily((o for o, _ in bound), h)
+    run = Run(bound, family, problem)
+    for _ in run.records(()):
+        pass
+    once = run.evolution
+    law, kept = once.repeated_forever()
     if kept.any():
+        _check_forgotten(bound, schedule, once, h, kept)
         flat = np.flatnonzero(kept)
-        curved = directions.eigenvalues[flat][directions.eigenvalues[flat] > 0]
-        if curved.size and not any(optimizer.values.get("lr", 1) for optimizer, _ in bound):
-            raise NonStationaryError(
-                f"every phase of {schedule!r} has lr=0: nothing moves the weights, so their start is never forgotten. "
-                f"For a finite number of steps use trajectory.",
-                modes=tuple(float(x) for x in curved),
-            )
-        if curved.size:
-            raise UnstableError(None, float(curved.max()), None)
         check_flat_noise(replace(directions, flat=flat), problem.rotated_noise, problem.noise_level)
-        moving = np.setdiff1d(moving, flat)
-        law, _ = _settled(bound, directions.eigenvalues[moving], size)
-    h, inner = directions.eigenvalues[moving], np.ix_(moving, moving)
-    run = Run(bound, StepFamily((o for o, _ in bound), h), h, law)
-    laws = []
-    for _ in run.stops(set(positions)):
-        laws.append(_embedded(problem, run, inner))
+        law, _ = once.without(kept).repeated_forever()
+    run = Run(bound, family, problem, quiet=np.flatnonzero(kept))
+    run.evolution = law
+    laws: list[TransientCovariance] = []
+    for records in run.records(positions):
+        laws.extend(covariance_of(problem, records, index) for index in range(len(records.times)))
     return PeriodicCovariance(np.array(positions), tuple(laws), period)
 
 
-def _settled(bound: Bound, h: Array, size: int) -> tuple[Evolution, NDArray[np.bool_]]:
-    """The law of unit noise at the start of a period, and which eigenvalues do not forget theirs."""
-    run = Run(bound, StepFamily((o for o, _ in bound), h), h, still(size, h.size))
-    for _ in run.stops({sum(count for _, count in bound)}):
-        pass
-    return run.evolution.repeated_forever()
-
-
-def _embedded(problem: Problem, run: Run, inner: tuple[NDArray[np.intp], ...]) -> TransientCovariance:
-    """The law of the directions that move, with zeros for the flat ones."""
-    noise, evolution = problem.rotated_noise, run.evolution
-    nothing = np.zeros_like(noise)
-
-    def parts(a: int, b: int) -> tuple[Array, Array]:
-        built = np.zeros_like(noise)
-        built[inner] = evolution.injected(a, b, noise[inner])
-        return nothing, built
-
-    return covariance_of(problem, run.optimizer, run.now, parts, np.diagonal(noise) > problem.noise_level)
+def _check_forgotten(
+    bound: Bound, schedule: Schedule, once: Evolution, h: Array, kept: NDArray[np.bool_]
+) -> None:
+    """Raise unless all directions that a period does not forget are flat."""
+    curved = np.flatnonzero(kept & (h > 0))
+    if not curved.size:
+        return
+    if not any(optimizer.values.get("lr", 1) for optimizer, _ in bound):
+        raise NonStationaryError(
+            f"every phase of {schedule!r} has lr=0: nothing moves the weights, so their start is never forgotten. "
+            f"For a finite number of steps use trajectory.",
+            modes=tuple(float(x) for x in h[curved]),
+        )
+    radius = np.max(np.abs(np.linalg.eigvals(np.moveaxis(once.power.hi[:, :, curved], 2, 0))), axis=1)
+    if radius.max() >= 1.0 + 1e-9:
+        raise UnstableError(None, float(h[curved][radius >= 1.0 + 1e-9].max()), None)
+    raise NonStationaryError(
+        f"along the direction with Hessian eigenvalue {float(h[curved][0]):.6g} a period of {schedule!r} is too close "
+        f"to one that never forgets its start for the digits of a double (its spectral radius there is "
+        f"{float(radius[0]):.17g}). For a finite number of steps use trajectory.",
+        rho=float(radius.max()),
+        modes=tuple(float(x) for x in h[curved]),
+    )
 
 
 def _bind(optimizer: Optimizer, schedule: Schedule) -> Bound:

@@ -24,17 +24,18 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InvalidProblemError
 from ..theory import Optimizer, recursion
 from ._arrays import positive_semidefinite, vector, whole_number
-from ._directions import Directions, eigen_directions
-from ._evolution import step_coefficients, step_matrices, steps_of, still
+from ._directions import Directions
 from ._extended import Extended
-from ._initial import Law, drive, initial_law, initial_mean, mean_after, rest_factors
+from ._initial import Law, initial_law, initial_mean, rest_factors
 from ._log_determinant import log_determinant
 from ._noisy_run import NoisyRun
 from ._problem import Problem, make_problem
-from ._run import Parts, check_growth, parts_of
+from ._run import Records, Run
 from ._slot_law import SlotLaw, slot_index
+from ._step_family import StepFamily
 from .mean_square import check_hessian
 from .noise import GradientNoise
+from .schedules import counted
 
 __all__ = ["TransientCovariance", "transient_covariance", "transient_mean"]
 
@@ -173,17 +174,9 @@ def transient_covariance(
             "leave mean out, or give noise that follows it, such as MinibatchNoise(problem, batch_size)"
         )
     problem = make_problem(optimizer, hessian, noise, None)
-    law = initial_law(problem, start)
-    h = problem.directions.eigenvalues
-    evolution = still(len(problem.optimizer.rule.slots), h.size)
-    if count:
-        one = step_matrices(problem.optimizer, h)
-        evolution = evolution.advance(one, count)
-        check_growth(evolution.finite(), one, h, f"{count} steps of {problem.optimizer!r}")
-    result = covariance_of(problem, problem.optimizer, count, *parts_of(problem, evolution, law))
-    if count:
-        check_growth(bool(np.isfinite(result.value).all()), one, h, f"{count} steps of {problem.optimizer!r}")
-    return result
+    bound = ((problem.optimizer, count),)
+    family = StepFamily([problem.optimizer], problem.directions.eigenvalues)
+    return _after(Run(bound, family, problem, initial_law(problem, start)), problem, count)
 
 
 def _following(
@@ -192,13 +185,18 @@ def _following(
     """The same under noise that depends on the weights."""
     target = optimum_of(noise, hessian, None, noise.dim)
     problem = make_problem(optimizer, hessian, noise.covariance(), None)
-    bound = ((problem.optimizer, count),)
     law = initial_law(problem, start)
     centred = initial_mean(problem.optimizer, target if mean is None else mean, target, problem.directions)
-    run = NoisyRun(bound, problem, noise, centred, law, rest_factors(problem.optimizer))
-    for _ in run.stops({count}):
-        pass
-    return covariance_of(problem, problem.optimizer, count, *run.parts(problem, law))
+    bound = ((problem.optimizer, count),)
+    return _after(NoisyRun(bound, problem, noise, centred, law, rest_factors(problem.optimizer)), problem, count)
+
+
+def _after(run: Run, problem: Problem, count: int) -> TransientCovariance:
+    """The law at the end of a run."""
+    (records,) = run.records([count])
+    result = covariance_of(problem, records, 0)
+    run.check(bool(np.isfinite(result.value).all()), problem.optimizer, f"{counted(count)} of {problem.optimizer!r}")
+    return result
 
 
 def optimum_of(noise: object, hessian: ArrayLike, optimum: ArrayLike | None, dim: int) -> Array:
@@ -211,27 +209,28 @@ def optimum_of(noise: object, hessian: ArrayLike, optimum: ArrayLike | None, dim
     return noise.optimum
 
 
-def covariance_of(
-    problem: Problem, optimizer: Optimizer, steps: int, parts: Parts, heard: NDArray[np.bool_]
-) -> TransientCovariance:
-    """The result from its two parts in the eigenbasis."""
+def covariance_of(problem: Problem, records: Records, index: int) -> TransientCovariance:
+    """The result at one of the times, from its two parts in the eigenbasis."""
 
     def back(s: Array, a: int, b: int) -> Array:
         return problem.directions.rotate_back(s, symmetric=a == b)
 
+    def block(a: int, b: int) -> Array:
+        return back(np.add(*(part[index] for part in records.parts(a, b))), a, b)
+
     with np.errstate(over="ignore", invalid="ignore"):
-        left, built = parts(0, 0)
+        left, built = (part[index] for part in records.parts(0, 0))
         propagated, injected = back(left, 0, 0), back(built, 0, 0)
         value, s = propagated + injected, left + built
     return TransientCovariance(
         value,
         propagated,
         injected,
-        optimizer,
-        steps,
+        records.optimizers[index],
+        records.times[index],
         problem.hessian,
-        lambda a, b: back(np.add(*parts(a, b)), a, b),
-        lambda: log_determinant(s, heard),
+        block,
+        lambda: log_determinant(s, records.heard),
     )
 
 
@@ -287,22 +286,19 @@ def transient_mean(
     checked = positive_semidefinite("hessian", hessian)
     d = checked.shape[0]
     target = np.zeros(d) if optimum is None else vector("optimum", optimum, dim=d)
-    directions: Directions = eigen_directions(optimizer, checked)
+    problem = make_problem(optimizer, checked, np.zeros_like(checked), None)
+    directions = problem.directions
     mean = initial_mean(optimizer, start, target, directions)
     rest = rest_factors(optimizer)
-    if count:
-        h = directions.eigenvalues
-        coefficients = step_coefficients(optimizer)
-        one, push = steps_of(*coefficients, h), drive(*coefficients, rest, h)
-        if push is not None:
-            push = push.scaled(directions.rotate(target))
-        mean = mean_after(one, count, mean, push)
-        check_growth(mean.finite(), one, h, f"{count} steps of {optimizer!r}")
-    return np.concatenate(absolute_mean(mean, rest, target, directions)[indices])
+    family = StepFamily([optimizer], directions.eigenvalues, rest)
+    run = Run(((optimizer, count),), family, problem, None, mean, directions.rotate(target))
+    (records,) = run.records([count])
+    return np.concatenate(absolute_mean(records.mean, rest, target, directions)[indices, 0])
 
 
 def absolute_mean(centred: Extended, rest: Sequence[Fraction], optimum: Array, directions: Directions) -> Array:
-    """The mean of every slot, shape (m, d), from that around the state of rest at the optimum in the eigenbasis."""
+    """The mean of every slot, (m, times, d), from that around the state of rest at the optimum in the eigenbasis."""
     along = directions.rotate(optimum)
     centre = Extended.of(np.stack([float(factor) * along for factor in rest])[:, None])
-    return np.stack([directions.rotate_back(mean) for mean in (centred + centre).hi[:, 0]])
+    mean = (centred + centre).hi
+    return mean if directions.basis is None else np.asarray(mean @ directions.basis.T)

@@ -21,6 +21,7 @@ __all__ = [
     "ProofError",
     "ScaleError",
     "SgdcovError",
+    "SlowWarning",
     "UnstableError",
 ]
 
@@ -42,6 +43,10 @@ def _rebuilt(kind: type[SgdcovError], args: tuple[Any, ...], attributes: Mapping
 
 class AccuracyWarning(UserWarning):
     """A result is returned whose error bound is large; the result's ``error`` says how large."""
+
+
+class SlowWarning(UserWarning):
+    """A computation will take long; the message estimates how long, from the first part of it."""
 
 
 class InvalidRuleError(SgdcovError, TypeError):
