@@ -133,6 +133,15 @@ class Quotient:
             start = stop
         return out, exponent
 
+    def log_derivative_x(self, x: Array, y: Array) -> Array:
+        """``x d ln|f| / dx`` at broadcast x, y; 0 where f is."""
+        total = np.zeros(np.broadcast_shapes(x.shape, y.shape))
+        for sign, polynomial in ((1, self.numerator), *((-1, d) for d in self.denominators)):
+            (slope, e), (value, f) = polynomial.euler_x(x, y), polynomial(x, y)
+            ratio = np.divide(slope, value, out=np.zeros(total.shape), where=value != 0)
+            total += sign * np.ldexp(ratio, e - f)
+        return total
+
     def _prepare(self, x: Array, scale: int, scale_y: int) -> tuple[PreparedPolynomial, ...]:
         return tuple(p.prepare(x, scale, scale_y) for p in (self.numerator, *self.denominators))
 

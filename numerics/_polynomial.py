@@ -49,6 +49,11 @@ class ExactPolynomial:
         """``P(y, x)``."""
         return ExactPolynomial({(n, k): c for (k, n), c in self.terms.items()})
 
+    @property
+    def euler_x(self) -> ExactPolynomial:
+        """``x dP/dx``."""
+        return ExactPolynomial({(k, n): k * c for (k, n), c in self.terms.items() if k})
+
     @cached_property
     def degrees(self) -> tuple[int, int]:
         """Degree in x and in y (0 for the zero polynomial)."""

@@ -6,8 +6,7 @@ the plain rule with the Hessian ``R H R`` and the noise ``R C R``, and every slo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -28,10 +27,6 @@ __all__ = ["Problem", "is_diagonal", "make_problem"]
 Array: TypeAlias = NDArray[np.float64]
 
 
-#: The noise in the eigenbasis, from whoever has it in a better form than as an array.
-NoiseIn: TypeAlias = Callable[[Directions], RotatedNoise]
-
-
 @dataclass(frozen=True, eq=False)
 class Problem:
     """Checked arrays as given, the root R of the preconditioner (None for none), and arrays in plain coordinates."""
@@ -45,7 +40,8 @@ class Problem:
     plain_noise: Array
 
     hessian_factor: tuple[Array, float] | None = None
-    noise_in: NoiseIn | None = None
+    #: The noise in the eigenbasis, from whoever has it in a better form than as an array.
+    known_noise: RotatedNoise | None = None
 
     @cached_property
     def directions(self) -> Directions:
@@ -61,14 +57,24 @@ class Problem:
     @cached_property
     def scaled_noise(self) -> RotatedNoise:
         """The noise covariance in the basis of the directions, in units of a power of two, and how well it is known."""
-        if self.noise_in is not None:
-            return self.noise_in(self.directions)
+        if self.known_noise is not None:
+            return self.known_noise
         return rotated_noise(self.noise, self.directions, self.root)
 
     @cached_property
     def rotated_noise(self) -> Array:
         """The noise covariance in the basis of the directions."""
         return np.asarray(np.ldexp(self.scaled_noise.covariance, self.scaled_noise.exponent))
+
+    def with_noise(self, noise: Array, known_noise: RotatedNoise | None = None) -> Problem:
+        """The same problem with another noise, and the directions that are known already.
+
+        ``known_noise`` is the noise in their basis, from whoever has it there in a better form than as an array.
+        """
+        checked = positive_semidefinite("noise", noise, dim=len(self.hessian))
+        out = replace(self, noise=checked, plain_noise=self.to_plain(checked), known_noise=known_noise)
+        out.__dict__["directions"] = self.directions
+        return out
 
     def check(self) -> None:
         """Raise unless the problem has a stationary law."""
@@ -89,7 +95,7 @@ class Problem:
         The rounding of the array, :math:`8 d \varepsilon \max|c|`; 0 if H and C are diagonal, which is exact.  Where
         the noise came in a better form, its error there, direction by direction.
         """
-        if self.noise_in is not None:
+        if self.known_noise is not None:
             return np.asarray(np.ldexp(np.diagonal(self.scaled_noise.error), self.scaled_noise.exponent))
         if self.directions.basis is None and is_diagonal(self.plain_noise):
             return 0.0
@@ -152,20 +158,18 @@ def make_problem(
     preconditioner: ArrayLike | None,
     *,
     hessian_factor: tuple[Array, float] | None = None,
-    noise_in: NoiseIn | None = None,
 ) -> Problem:
     """Check every argument and change to plain coordinates.
 
-    ``hessian_factor``, a pair (A, shift) with the Hessian ``A'A + shift I``, and ``noise_in``, which gives the noise in
-    the eigenbasis (of the preconditioned Hessian, if there is a preconditioner), are for data that know more of both
-    than the arrays tell.
+    ``hessian_factor``, a pair (A, shift) with the Hessian ``A'A + shift I``, is for data that know more of it than the
+    array tells; for their noise see `Problem.with_noise`.
     """
     optimizer = recursion(optimizer).optimizer
     optimizer.require_bound()
     h = positive_semidefinite("hessian", hessian)
     c = positive_semidefinite("noise", noise, dim=h.shape[0])
     if preconditioner is None:
-        return Problem(optimizer, h, c, None, None, h, c, hessian_factor, noise_in)
+        return Problem(optimizer, h, c, None, None, h, c, hessian_factor)
     root, inverse = preconditioner_sqrt(preconditioner, dim=h.shape[0])
     plain_h, plain_c = (_symmetric_part(_congruent(root, a)) for a in (h, c))
     if hessian_factor is not None:
@@ -173,7 +177,7 @@ def make_problem(
         if shift:
             factor = np.vstack([factor, np.sqrt(shift) * np.eye(h.shape[0])])
         hessian_factor = (factor * root if root.ndim == 1 else factor @ root), 0.0
-    return Problem(optimizer, h, c, root, inverse, plain_h, plain_c, hessian_factor, noise_in)
+    return Problem(optimizer, h, c, root, inverse, plain_h, plain_c, hessian_factor)
 
 
 def _congruent(root: Array, a: Array) -> Array:

@@ -37,6 +37,7 @@ from ..theory import Optimizer, recursion
 from ._evolution import step_coefficients
 from ._kernel import pair_kernel
 from ._problem import Problem
+from ._source_noise import data_noise
 from .noise import GradientNoise
 
 __all__ = [
@@ -148,6 +149,9 @@ def rotated_map(problem: Problem, noise: GradientNoise, which: NDArray[np.intp])
 
     NumPy's products only: it and SciPy may each have a pool of threads, which in quick alternation wait for each other.
     """
+    data = None if problem.hessian_factor is None else data_noise(noise)
+    if data is not None:
+        return functools.partial(data.added, data.rows(problem.directions)[:, which])
     basis = problem.directions.basis
     columns = np.eye(problem.directions.eigenvalues.size)[:, which] if basis is None else basis[:, which]
 
@@ -201,7 +205,7 @@ class Feedback:
         self.eigenvalues = problem.directions.eigenvalues[self.moving]
         self.point = gradient_point(problem.optimizer)
         self.triangle = Triangle(self.eigenvalues.size)
-        self._map = rotated_map(problem, noise, self.moving)
+        self.map = rotated_map(problem, noise, self.moving)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: item for name, item in vars(self).items() if name != "added"}  # a function, made when needed
@@ -212,7 +216,7 @@ class Feedback:
         triangle = self.triangle
 
         def apply(v: Array) -> Array:
-            return triangle.pack(self._map(triangle.unpack(v)))
+            return triangle.pack(self.map(triangle.unpack(v)))
 
         if triangle.length > _DENSE:
             return apply
@@ -224,7 +228,7 @@ class Feedback:
         """Whether single batches curve some of the directions that move."""
         if not np.any(which) or self.noise.curvatures_semidefinite:
             return False
-        return bool(np.trace(self._map(np.diag(which.astype(np.float64)))) > 0.0)
+        return bool(np.trace(self.map(np.diag(which.astype(np.float64)))) > 0.0)
 
     def gain(self, optimizer: Optimizer) -> Array:
         """The covariance f of the point of the gradient for unit noise, over pairs of directions."""
@@ -235,6 +239,20 @@ class Feedback:
                 if left and right:
                     total += left * right * kernel.entries[a][b].on_pairs(self.eigenvalues, symmetric=a == b)
         return 0.5 * (total + total.T)
+
+    def gain_error(self, relative: Array) -> Array:
+        """The relative error of `gain` over pairs of directions, from those of the eigenvalues."""
+        kernel, h = pair_kernel(self.problem.optimizer), self.eigenvalues
+        total, change = np.zeros((h.size,) * 2), np.zeros((h.size,) * 2)
+        for a, left in enumerate(self.point):
+            for b, right in enumerate(self.point):
+                if left and right:
+                    entry = kernel.entries[a][b]
+                    size = np.abs(left * right * entry.on_pairs(h, symmetric=a == b))
+                    slope = np.abs(entry.log_derivative_x(h[:, None], h[None, :]))
+                    total += left * right * entry.on_pairs(h, symmetric=a == b)
+                    change += size * (slope * relative[:, None] + slope.T * relative + 4.0 * EPS)
+        return np.divide(change + change.T, np.abs(total + total.T), out=np.zeros_like(total), where=total != 0)
 
     def gain_at_growth(self, optimizer: Optimizer, growth: float) -> Array:
         r"""The same for the recursion :math:`A \otimes A / s`: its fixed points grow by the factor s in a step."""
@@ -263,7 +281,7 @@ class Feedback:
         # The map keeps the cone of covariances, so that a negative root is the rounding of 0: equal examples.
         return max(0.0, radius)
 
-    def solve(self, gain: Array, additive: Array) -> Array:
+    def solve(self, gain: Array, additive: Array, refinements: int = _REFINEMENTS) -> Array:
         """The fixed point C of the noise in the eigenbasis, over the directions that move."""
         if not self.eigenvalues.size:
             return np.zeros((0, 0))
@@ -280,7 +298,7 @@ class Feedback:
         system = scipy.sparse.linalg.LinearOperator((c.size, c.size), matvec=operate, dtype=np.float64)
         unknown = np.zeros_like(c)
         target = s * c
-        for _ in range(_REFINEMENTS):
+        for _ in range(refinements):
             residual = target - operate(unknown)
             if not np.any(residual):
                 break

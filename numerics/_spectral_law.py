@@ -131,7 +131,7 @@ def law_error(problem: Problem, law: SpectralLaw) -> float:
     common = _largest(values, exponents)
     size[inner] = np.ldexp(np.abs(values), np.maximum(exponents - common, -3000))
     bound = relative_error(problem, size, changed, 2 * problem.responses.units[0] + noise.exponent - common)
-    if not noise.definite:
+    if not noise.definite and size.any():
         # C as given may be indefinite by rounding, and then its law is: how far it is from being a covariance.
         least = float(scipy.linalg.eigvalsh(size * np.sign(noise.covariance), check_finite=False)[0])
         bound += max(-least, 0.0) / frobenius(size)

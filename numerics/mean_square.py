@@ -7,7 +7,7 @@ solution on either side, which beyond the edge is no covariance; so the radius i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -18,9 +18,12 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import HyperparameterError, InvalidProblemError, MeanSquareUnstableError, UnstableError
 from ..theory import Optimizer
 from ._arrays import rounding_level
+from ._margins import has_unit_root
 from ._problem import Problem, make_problem
 from ._result import Frozen
+from ._rotated_noise import RotatedNoise
 from ._second_moment import Feedback, gradient_point, perron_root
+from ._source_noise import DataNoise, data_noise, diagonal_above, eigenvalue_errors, settled_noise
 from .mean import stationary_mean
 from .noise import GradientNoise
 from .stability import max_learning_rate, spectral_radius
@@ -241,7 +244,10 @@ def mean_square_stability(
             "noise must be a GradientNoise such as MinibatchNoise(problem, batch_size); additive noise of a fixed "
             "covariance is mean-square stable wherever the mean is: see max_learning_rate"
         )
-    problem = make_problem(optimizer, noise.hessian, np.zeros_like(noise.hessian), preconditioner)
+    data = data_noise(noise)
+    factor = None if data is None else data.hessian_factor
+    zero = np.zeros_like(noise.hessian)
+    problem = make_problem(optimizer, noise.hessian, zero, preconditioner, hessian_factor=factor)
     gradient_point(problem.optimizer)
     return MeanSquareStability(problem.optimizer, noise, Feedback(problem, noise))
 
@@ -257,8 +263,12 @@ def _settle(
         If there is none.
     """
     check_hessian(hessian, noise)
-    bare = make_problem(optimizer, hessian, np.zeros_like(noise.hessian), preconditioner)
-    at_mean = make_problem(optimizer, hessian, noise.covariance(mean_at_rest(bare, noise)), preconditioner)
+    data = data_noise(noise)
+    factor = None if data is None else data.hessian_factor
+    bare = make_problem(optimizer, hessian, np.zeros_like(noise.hessian), preconditioner, hessian_factor=factor)
+    mean = mean_at_rest(bare, noise)
+    known = None if data is None else data.at(mean, bare)
+    at_mean = bare.with_noise(noise.covariance(mean), known)
     at_mean.check()
     feedback = Feedback(at_mean, noise)
     stability = MeanSquareStability(at_mean.optimizer, noise, feedback)
@@ -276,9 +286,42 @@ def _settle(
     spread = np.zeros_like(at_mean.rotated_noise)
     spread[inner] = gain * settled
     added = noise.multiplicative(at_mean.leave(at_mean.directions.rotate_back(spread)))
-    problem = make_problem(optimizer, hessian, at_mean.noise + added, preconditioner)
+    total = at_mean.with_noise(at_mean.noise + added)
+    known = at_mean.scaled_noise if data is not None else total.scaled_noise
+    problem = total.with_noise(total.noise, _settled_noise(feedback, gain, settled, total, known, data))
     problem.check()
     return problem
+
+
+def _settled_noise(
+    feedback: Feedback, gain: Array, settled: Array, total: Problem, base: RotatedNoise, data: DataNoise | None
+) -> RotatedNoise:
+    """The noise over the law in the eigenbasis, with its error: of sums and products, and of the spread's own."""
+    directions, moving = total.directions, feedback.moving
+    inner = np.ix_(moving, moving)
+    if data is None:
+        # Summed in the caller's coordinates, where a direction of little noise takes part in the rounding of all.
+        roots = np.sqrt(np.maximum(np.diagonal(total.plain_noise), 0.0))
+        sizes = roots if directions.basis is None else np.abs(directions.basis.T) @ roots
+        sizes, errors = sizes[moving], np.full(moving.size, (2.0 * len(roots) + 32.0) * EPS)
+        error = base.error.copy()
+        flat = directions.flat
+        level = np.broadcast_to(total.noise_level, len(roots))[flat]
+        error[flat, flat] = np.maximum(error[flat, flat], np.ldexp(level, -base.exponent))
+        base = replace(base, error=error)
+    else:
+        covariance = np.ldexp(base.covariance, base.exponent)
+        covariance[inner] = settled
+        base = replace(base, covariance=np.ldexp(covariance, -base.exponent), definite=False)
+        sizes, errors = np.sqrt(np.maximum(np.diagonal(settled), 0.0)), data.row_errors(directions)[moving]
+    spread_error = feedback.gain_error(eigenvalue_errors(directions)[moving]) + errors[:, None] + errors
+    spread = np.abs(gain * settled)
+    turned = feedback.map(np.diag(diagonal_above(spread_error * spread, np.sqrt(np.diagonal(spread)))))
+
+    def majorant(diagonal: Array) -> Array:
+        return feedback.solve(gain, np.diag(diagonal) + turned, refinements=1)
+
+    return settled_noise(base, moving, sizes, errors, majorant)
 
 
 def additive_problem(
@@ -292,6 +335,8 @@ def additive_problem(
 
 def mean_at_rest(problem: Problem, noise: GradientNoise) -> Array:
     """Where the rule takes its gradient at the stationary mean, which weight decay moves away from the optimum."""
+    if has_unit_root(problem.optimizer):
+        return noise.optimum  # to the last bit, which the data may multiply by much
     point = gradient_point(problem.optimizer)
     target = problem.enter(noise.optimum)
     means = stationary_mean(problem.optimizer, problem.plain_hessian, target, slots=problem.optimizer.rule.slots)

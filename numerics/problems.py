@@ -246,6 +246,11 @@ class LeastSquares(Frozen):
         scaled = -self._residual(w)[:, None] * rows
         return np.asarray(scaled - scaled.mean(axis=0))
 
+    def _second_moment(self, rows: Array, spread: Array) -> Array:
+        """The mean over examples of ``H_n spread H_n``, H_n their Hessians without decay, in the basis of ``rows``."""
+        forms = np.einsum("ni,ni->n", rows @ spread, rows)
+        return np.asarray(self.num_examples * (rows.T @ (forms[:, None] * rows)))
+
     @cached_property
     def optimum(self) -> Array:
         """The minimiser, shape (d,); where there are many, the one of least norm.

@@ -159,6 +159,12 @@ class VectorLeastSquares(Frozen):
         scaled = (-self._residual(w)[:, None] * rows).reshape(*self.y.shape, -1).sum(axis=1)
         return np.asarray(scaled - scaled.mean(axis=0))
 
+    def _second_moment(self, rows: Array, spread: Array) -> Array:
+        """The mean over examples of ``H_n spread H_n``: see `LeastSquares`."""
+        each = rows.reshape(*self.y.shape, -1)
+        forms = (rows @ spread).reshape(each.shape) @ each.transpose(0, 2, 1)
+        return np.asarray(self.num_examples * (rows.T @ (forms @ each).reshape(rows.shape)))
+
     @cached_property
     def optimum(self) -> Array:
         """The minimiser, shape (d,); where there are many, the one of least norm (see `LeastSquares.optimum`)."""
