@@ -13,6 +13,7 @@ from sgdcov.theory import sgd
 
 ERRORS = [
     errors.AccuracyWarning("the error bound is 0.1"),
+    errors.SlowWarning("about 90 s more"),
     errors.DivergenceError("phase 1", 1.0, 2.0),
     errors.HyperparameterError("lr=-1 is outside its domain", name="lr"),
     errors.InvalidProblemError("hessian is not symmetric"),
