@@ -142,6 +142,10 @@ class Problem:
         """A slot covariance (or mean) in plain coordinates, back in the caller's: ``R a R`` (``R a``)."""
         return a if self.root is None else _congruent(self.root, a)
 
+    def leave_symmetric(self, a: Array) -> Array:
+        """`leave` of a symmetric matrix, exactly symmetric."""
+        return a if self.root is None else _symmetric_part(_congruent(self.root, a))
+
     def to_plain(self, a: Array) -> Array:
         """A covariance of gradients in plain coordinates: ``R a R``, as they enter there."""
         return a if self.root is None else _symmetric_part(_congruent(self.root, a))

@@ -100,6 +100,6 @@ class SlotLaw(ArrayResult):
 def slot_index(optimizer: Optimizer, name: str) -> int:
     """Which slot of the rule it is."""
     known = optimizer.rule.slots
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise InvalidProblemError(f"{optimizer.rule.name} has no slot {name!r}; it has {', '.join(known)}")
     return known.index(name)

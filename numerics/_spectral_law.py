@@ -77,7 +77,8 @@ class SpectralLaw:
             out[self._inner] = inner
         if plain:
             return _checked(out, values, self._inner)
-        out = problem.leave(directions.rotate_back(out, symmetric=a == b))
+        back = directions.rotate_back(out, symmetric=a == b)
+        out = problem.leave_symmetric(back) if a == b else problem.leave(back)
         return in_doubles(out, common)
 
 

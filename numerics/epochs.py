@@ -153,10 +153,11 @@ def epoch_stationary_covariance(
         law = steps.after(law, one, where)
 
     def block(a: int, b: int) -> Array:
-        return problem.leave(problem.directions.rotate_back(law.injected(a, b, c), symmetric=a == b))
+        back = problem.directions.rotate_back(law.injected(a, b, c), symmetric=a == b)
+        return problem.leave_symmetric(back) if a == b else problem.leave(back)
 
     s = law.injected(0, 0, c)
-    value = problem.leave(problem.directions.rotate_back(s))
+    value = problem.leave_symmetric(problem.directions.rotate_back(s))
     return EpochCovariance(value, problem.optimizer, where, noise, problem, block, s)
 
 

@@ -54,7 +54,7 @@ def max_learning_rate(optimizer: Optimizer, hessian: ArrayLike) -> float:
     >>> max_learning_rate(heavy_ball(lr=0.1, momentum=0.5), [[4.0, 0.0], [0.0, 1.0]])
     0.75
     """
-    free = optimizer.free("lr")
+    free = recursion(optimizer).optimizer.free("lr")
     missing = [name for name in free.unbound if name != "lr"]
     if missing:
         raise HyperparameterError(

@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidProblemError, MeanSquareUnstableError, NonStationaryError
 from ..theory import Optimizer, recursion
-from ._arrays import rounding_level
+from ._arrays import finite_array, rounding_level
 from ._companion import equation_residual, stacked_law
 from ._forward_error import warn_if_inaccurate
 from ._kernel import pair_kernel
@@ -353,8 +353,8 @@ def pair_covariance(optimizer: Optimizer, h_i: ArrayLike, h_j: ArrayLike) -> Arr
 
 
 def _eigenvalues(name: str, h: ArrayLike) -> Array:
-    out = np.array(h, dtype=np.float64)
-    bad = ~(np.isfinite(out) & (out >= 0))
+    out = finite_array(name, h)
+    bad = out < 0
     if bad.any():
         raise InvalidProblemError(f"{name} must hold finite eigenvalues of at least 0, got {out[bad].flat[0]!r}")
     return out
