@@ -8,6 +8,7 @@
 `average_covariance`       of the mean of successive states there -> `AverageEstimate`
 `epoch_covariance`         of shuffled epochs, at any position -> `EpochEstimate`
 `epoch_average_covariance` of the mean of successive states of shuffled epochs -> `AverageEstimate`
+`run_memory`               how much memory a measurement takes, before it runs
 `compare`                  an estimate against a predicted covariance -> `Agreement`; without a `FourthMoment` it
                            gives no p-value
 `torch_optimizer`          the real ``torch.optim`` object behind a rule; `from_torch` the reverse
@@ -26,6 +27,7 @@
 
 from .. import __version__ as __version__
 from ._fourth_moment import FourthMoment
+from ._memory import run_memory
 from .adaptive import adaptive_covariance
 from .agreement import Agreement, compare
 from .attacks import fgsm, pgd
@@ -76,6 +78,7 @@ __all__ = [
     "perturbed_covariance",
     "pgd",
     "radius_path",
+    "run_memory",
     "schedule_from_torch",
     "stationary_covariance",
     "tail_index",

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from .. import numerics
 from ..errors import InvalidProblemError
 from ..numerics import EpochNoise, LeastSquares, MinibatchNoise, Quadratic, QuadraticExamples
+from ..numerics._arrays import flag
 from ..theory import Optimizer
 from ._forgetting import Forgetting
 from ._fourth_moment import FourthMoment, fourth_moment
 from ._gradients import GradientSource
-from ._runs import Run, Setup, check_count, check_optimizer, check_slots, seed_of
+from ._runs import Run, Setup, check_count, check_engine, check_optimizer, check_slots, seed_of
 from ._shuffled import loaded_gradients, shuffled_gradients
+from ._tensors import checked_device
 from .stationary import LARGEST_AUTOMATIC_BURN_IN, SNAPSHOT_SHARE, TRANSIENT_FRACTION
 
 __all__ = ["EpochEngine", "EpochSetup", "Plan", "set_up_epochs"]
@@ -140,8 +142,8 @@ def set_up_epochs(
     check_optimizer(optimizer)
     optimizer.require_bound()
     check_count("replicas", replicas, 2)
-    if engine not in ("rule", "torch.optim", "dataloader"):
-        raise InvalidProblemError(f"engine must be 'rule', 'torch.optim' or 'dataloader', got {engine!r}.")
+    check_engine(engine, ("rule", "torch.optim", "dataloader"))
+    drop_last = flag("drop_last", drop_last)
     if not isinstance(problem, LeastSquares | QuadraticExamples):
         raise InvalidProblemError(
             f"epochs need examples: the problem must be a LeastSquares or QuadraticExamples, got "
@@ -149,7 +151,7 @@ def set_up_epochs(
         )
     slots = check_slots(optimizer, slots)
     noise = numerics.epoch_noise(problem, batch_size, drop_last=drop_last)
-    generator = torch.Generator(device=device).manual_seed(seed)
+    generator = torch.Generator(device=checked_device(device)).manual_seed(seed)
     if engine == "dataloader":
         gradients = loaded_gradients(problem, replicas, batch_size, generator, drop_last=drop_last)
     else:
@@ -159,5 +161,6 @@ def set_up_epochs(
     source = GradientSource(gradients, kind, quadratic, quadratic.noise)
     steps: Literal["rule", "torch.optim"] = "rule" if engine == "rule" else "torch.optim"
     common = isinstance(problem, QuadraticExamples) and problem.hessians.strides[0] == 0
-    setup = Setup(optimizer, source, replicas, slots, steps, generator, seed)
+    setup = Setup(optimizer, source, replicas, slots, steps, generator, seed, batch_size)
+    setup.refuse_too_much(1, 1)
     return EpochSetup(setup, noise, engine, common, MinibatchNoise(problem, batch_size, replacement=False))

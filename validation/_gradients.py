@@ -30,6 +30,7 @@ from ..numerics import (
     QuadraticExamples,
     RobustUnhinged,
 )
+from ..numerics._arrays import flag, whole_number
 from ..numerics.noise import WithAdditive
 from ..theory import Optimizer
 from ._attacked_batches import AttackedExamples, attacked_batches, attacked_fresh_batches
@@ -37,7 +38,7 @@ from ._corruption import dropout_batches, noisy_batches
 from ._draws import Gradient, normals, range_factor
 from ._minibatches import example_batches, fresh_batches, general_batches
 
-__all__ = ["Gradient", "GradientSource", "Measurable", "gradient_source"]
+__all__ = ["Gradient", "GradientSource", "Measurable", "dim_of", "gradient_source"]
 
 Array = NDArray[np.float64]
 #: What a run can be measured on.
@@ -67,6 +68,22 @@ class GradientSource:
     noise: Array | GradientNoise
 
 
+def dim_of(problem: Measurable) -> int:
+    """The number d of weights.
+
+    Raises
+    ------
+    InvalidProblemError
+        If it is nothing that a run is measured on.
+    """
+    if not isinstance(problem, Measurable):
+        raise InvalidProblemError(
+            f"the problem must be a Quadratic, a LeastSquares, QuadraticExamples or one of the adversarial problems "
+            f"with its batch_size, or a GradientNoise, got {type(problem).__name__}."
+        )
+    return int(problem.dim)
+
+
 def gradient_source(
     problem: Measurable,
     replicas: int,
@@ -80,6 +97,10 @@ def gradient_source(
 
     The optimizer makes no gradients; where they jump, it decides over which weights the curvature is averaged.
     """
+    dim_of(problem)  # refuses what is none of these
+    if batch_size is not None:
+        batch_size = whole_number("batch_size", batch_size, least=1)
+    replacement = flag("replacement", replacement)
     if isinstance(problem, AttackedExamples | GaussianAdversarialRegression):
         return _attacked(problem, replicas, generator, optimizer, batch_size, replacement)
     if isinstance(problem, LeastSquares | QuadraticExamples):
@@ -106,10 +127,7 @@ def gradient_source(
         gradients, kind = _drawn(problem, replicas, generator)
         quadratic = Quadratic(problem.hessian, problem.covariance(), problem.optimum)
         return GradientSource(gradients, kind, quadratic, problem)
-    raise InvalidProblemError(
-        f"the problem must be a Quadratic, a LeastSquares, QuadraticExamples or one of the adversarial problems with "
-        f"its batch_size, or a GradientNoise, got {type(problem).__name__}."
-    )
+    raise AssertionError(problem)
 
 
 def _attacked(

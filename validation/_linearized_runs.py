@@ -20,11 +20,23 @@ from ._fourth_moment import fourth_moment
 from ._functional import FlatModel
 from ._gradients import GradientSource
 from ._jacobian import ExplicitJacobian, Range
+from ._memory import Keeper, refuse_too_much
 from ._minibatches import indices
 from ._moments import moments
 from ._output_losses import OutputLoss
 from ._planning import forgetting_of, stationary_law
-from ._runs import ENGINES, Engine, Run, Setup, advance, check_count, check_optimizer, check_slots, seed_of
+from ._runs import (
+    ENGINES,
+    Engine,
+    Run,
+    Setup,
+    advance,
+    check_count,
+    check_engine,
+    check_optimizer,
+    check_slots,
+    seed_of,
+)
 from ._starts import Start, begin
 from .stationary import Estimate, _schedule
 
@@ -187,8 +199,7 @@ def measured(
     check_optimizer(optimizer)
     optimizer.require_bound()
     check_count("replicas", replicas, 2)
-    if engine not in ENGINES:
-        raise InvalidProblemError(f"engine must be one of {tuple(ENGINES)}, got {engine!r}.")
+    check_engine(engine, ENGINES)
     slots = check_slots(optimizer, slots)
     generator = torch.Generator(device=tangent.x.device).manual_seed(seed)
     gradients = tangent.gradients(
@@ -199,7 +210,9 @@ def measured(
     kind += "" if tangent.attack is None else ", attacked anew at every step"
     quadratic = Quadratic(noise.hessian, noise.covariance(), noise.optimum)
     source = GradientSource(gradients, kind, quadratic, noise)
-    setup = Setup(optimizer, source, replicas, slots, engine, generator, seed)
+    setup = Setup(optimizer, source, replicas, slots, engine, generator, seed, batch_size * tangent.offsets.shape[1])
+    weights = 8 * replicas * tangent.flat.size * (len(optimizer.rule.slots) + 4)  # the run is in all of them
+    refuse_too_much(weights, f"{replicas:,} replicas of {tangent.flat.size:,} weights")
 
     known, transient = optimizer.rule.slots, 0.0
     if steps == "auto":
@@ -207,7 +220,7 @@ def measured(
             raise InvalidProblemError("a start is for a number of steps; steps='auto' runs to the stationary law.")
         stationary_law(optimizer, source)  # refuses what has none
         forgetting = forgetting_of(optimizer, source, slots)
-        burn_in, spacing, count = _schedule(forgetting, replicas, steps, snapshots)
+        burn_in, spacing, count = _schedule(forgetting, replicas, steps, snapshots, len(slots) * tangent.basis.rank)
         fixed = numerics.stationary_mean(optimizer, quadratic.hessian, quadratic.optimum, slots=known)
         inside = [torch.tensor(part).repeat(replicas, 1) for part in np.split(fixed, len(known))]
         text, transient = "the stationary mean", forgetting.share(burn_in) / np.sqrt(2.0 / (replicas * count))
@@ -233,14 +246,14 @@ def measured(
             seen = [tangent.basis.coordinates(run.read(slot)) for slot in slots]
             samples[(step - burn_in) // spacing] = torch.cat(seen, dim=1).cpu().numpy()
 
-    advance(run, setup, total, take, progress=progress)
+    advance(run, setup, total, take, progress=progress, snapshots=count)
     value, standard_error, average, mean_standard_error = moments(samples)
     factor, error, tolerance = _complement(tangent, optimizer, run, outside, total)
     fourth = fourth_moment(optimizer, source, None if steps == "auto" else total)
     return LinearizedEstimate(
         value=value, standard_error=standard_error, mean=average, mean_standard_error=mean_standard_error,
-        samples=samples, replicas=replicas, steps=total, burn_in=burn_in, spacing=spacing, transient=transient,
-        slots=slots, optimizer=optimizer, engine=engine, gradients=kind,
+        samples=Keeper().keep(samples), replicas=replicas, steps=total, burn_in=burn_in, spacing=spacing,
+        transient=transient, slots=slots, optimizer=optimizer, engine=engine, gradients=kind,
         fourth_moment=fourth, seed=seed,
         parameters=tangent.flat.size, time=total, start=text, complement_factor=factor, complement_error=error,
         complement_tolerance=tolerance,

@@ -11,29 +11,39 @@ __all__ = ["moments"]
 
 Array = NDArray[np.float64]
 
+#: Numbers that a part of the replicas may take, with their products: 16 megabytes.
+NUMBERS_AT_ONCE = 1 << 21
+
 
 def moments(samples: Array) -> tuple[Array, Array, Array, Array]:
-    """Covariance, its standard error, mean, its standard error; replicas are the independent unit."""
-    replicas = samples.shape[1]
+    """Covariance, its standard error, mean, its standard error; replicas are the independent unit.
+
+    Two passes over the replicas, some of them at a time: beside the samples, of shape (snapshots, replicas, k*d), next
+    to no memory is taken.
+    """
+    snapshots, replicas, size = samples.shape
     own_mean = samples.mean(axis=0)
     mean = own_mean.mean(axis=0)
     spread = own_mean - mean
     mean_covariance = spread.T @ spread / (replicas * (replicas - 1))
-    centred = samples - mean
     # E[P_r] = Sigma - Cov(mean): centring at the sample mean takes away exactly what is added back here.
-    product = sum((snapshot.T @ snapshot for snapshot in centred), np.zeros_like(mean_covariance)) / (
-        len(samples) * replicas
-    )
+    product = np.zeros((size, size))
+    for part in _parts(replicas, snapshots, size):
+        centred = (samples[:, part] - mean).reshape(-1, size)
+        product += centred.T @ centred
+    product /= snapshots * replicas
     squares = np.zeros_like(product)
-    for part in _parts(replicas, samples.shape[2]):
-        rows = centred[:, part].transpose(1, 2, 0)  # (part of the replicas, k*d, snapshots)
-        own = rows @ rows.transpose(0, 2, 1) / len(samples)
-        squares += np.square(own - product).sum(axis=0)
+    for part in _parts(replicas, snapshots, size):
+        rows = (samples[:, part] - mean).transpose(1, 2, 0)  # (part of the replicas, k*d, snapshots)
+        own = rows @ rows.transpose(0, 2, 1)
+        own /= snapshots
+        own -= product
+        squares += np.einsum("rij,rij->ij", own, own)
     standard_error = np.sqrt(squares / (replicas * (replicas - 1)))
     return product + mean_covariance, standard_error, mean, np.sqrt(np.diag(mean_covariance))
 
 
-def _parts(replicas: int, size: int) -> Iterator[slice]:
-    """Slices of the replicas whose (size, size) products fit into a few tens of megabytes."""
-    length = max(1, (1 << 22) // (size * size))
+def _parts(replicas: int, snapshots: int, size: int) -> Iterator[slice]:
+    """Slices of the replicas whose states and (size, size) products are few enough."""
+    length = max(1, NUMBERS_AT_ONCE // (size * (size + 2 * snapshots)))
     return (slice(first, first + length) for first in range(0, replicas, length))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,11 +12,14 @@ import torch
 
 from ..errors import DivergenceError, HyperparameterError, InvalidProblemError, InvalidRuleError, NonStationaryError
 from ..numerics import Quadratic
+from ..numerics._arrays import flag, random_generator, shown, tuple_of, whole_number
 from ..theory import Optimizer
 from ._draws import Gradient
 from ._forgetting import growth
 from ._gradients import GradientSource, Measurable, gradient_source
+from ._memory import refuse_too_much, run_bytes, text_of
 from ._progress import progress_bar
+from ._tensors import checked_device
 from .torch_optimizers import torch_optimizer
 
 __all__ = [
@@ -26,6 +29,7 @@ __all__ = [
     "Setup",
     "advance",
     "check_count",
+    "check_engine",
     "check_optimizer",
     "check_slots",
     "read_slots",
@@ -107,6 +111,19 @@ class Setup:
     engine: Engine
     generator: torch.Generator
     seed: int
+    batch_size: int = 0
+
+    def needed(self, snapshots: int, records: int) -> int:
+        """Bytes that the run takes: see `run_memory`."""
+        return run_bytes(
+            replicas=self.replicas, dim=self.quadratic.dim, slots=len(self.optimizer.rule.slots),
+            reported=len(self.slots), snapshots=snapshots, records=records, batch_size=self.batch_size,
+        )  # fmt: skip
+
+    def refuse_too_much(self, snapshots: int, records: int) -> None:
+        """Refuse a run that takes more memory than there is."""
+        what = f"{self.replicas:,} replicas of {self.quadratic.dim} weights"
+        refuse_too_much(self.needed(snapshots, records), what)
 
     @property
     def quadratic(self) -> Quadratic:
@@ -135,14 +152,15 @@ def set_up(
     check_optimizer(optimizer)
     optimizer.require_bound()
     check_count("replicas", replicas, 2)
-    if engine not in ENGINES:
-        raise InvalidProblemError(f"engine must be one of {tuple(ENGINES)}, got {engine!r}.")
+    check_engine(engine, ENGINES)
     slots = check_slots(optimizer, slots)
-    generator = torch.Generator(device=device).manual_seed(seed)
+    generator = torch.Generator(device=checked_device(device)).manual_seed(seed)
     source = gradient_source(
         problem, replicas, generator, optimizer=optimizer, batch_size=batch_size, replacement=replacement
     )
-    return Setup(optimizer, source, replicas, slots, engine, generator, seed)
+    setup = Setup(optimizer, source, replicas, slots, engine, generator, seed, batch_size or 0)
+    setup.refuse_too_much(1, 1)
+    return setup
 
 
 def advance(
@@ -155,23 +173,30 @@ def advance(
     before: Callable[[int], None] | None = None,
     stepping: Callable[[int], Optimizer] | None = None,
     recorded: Container[int] = (),
+    snapshots: int = 1,
+    records: int = 1,
 ) -> None:
     """Take steps; ``before`` is called with the number of steps done before each, ``after`` after each.
 
     ``stepping`` tells which optimizer makes the step of a number, where it is not the setup's. Iterates are looked at
-    from time to time, at the end, and after every step in ``recorded``: their squares must be finite.
+    from time to time, at the end, and after every step in ``recorded``: their squares must be finite. ``snapshots`` and
+    ``records`` are how many states of all replicas are taken, for the memory that they need: the progress bar tells it.
 
     Raises
     ------
+    InvalidProblemError
+        If the machine has less memory than that, before anything runs.
     DivergenceError
         If iterates of an unstable optimizer are no longer finite.
     NonStationaryError
         If those of another are not, which the noise of minibatches can do.
     """
+    setup.refuse_too_much(snapshots, records)
     gradients = setup.source.gradients
     optimizer = setup.optimizer if stepping is None else stepping(1)
     small = run.read("w").numel() <= TOO_SMALL_TO_SHARE
-    with torch.no_grad(), _one_thread(small), progress_bar(steps, repr(optimizer), progress) as show:
+    label = f"{optimizer!r}, about {text_of(setup.needed(snapshots, records))}"
+    with torch.no_grad(), _one_thread(small), progress_bar(steps, label, flag("progress", progress)) as show:
         for step in range(1, steps + 1):
             if before is not None:
                 before(step - 1)
@@ -215,32 +240,38 @@ def _one_thread(wanted: bool) -> Iterator[None]:
 
 def seed_of(rng: np.random.Generator | int | None) -> int:
     """The integer that seeds torch's generator."""
-    if isinstance(rng, int | np.integer):
-        if not 0 <= rng < 2**63:
-            raise InvalidProblemError(f"rng={rng} is no seed; an integer from 0 to 2**63 - 1 is.")
-        return int(rng)
+    generator = random_generator(rng)
     if rng is not None and not isinstance(rng, np.random.Generator):
-        raise InvalidProblemError(f"rng must be a numpy.random.Generator, an int or None, got {type(rng).__name__}.")
+        if rng >= 2**63:
+            raise InvalidProblemError(f"rng={shown(rng)} is no seed; an integer from 0 to 2**63 - 1 is.")
+        return int(rng)
     # torch's generator on the CPU reads 32 bits of its seed.
-    return int(np.random.default_rng(rng).integers(2**32))
+    return int(generator.integers(2**32))
 
 
 def check_count(name: str, count: object, least: int) -> None:
     """Refuse what is not an integer of at least ``least``."""
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < least:
-        raise InvalidProblemError(f"{name} must be an integer of at least {least}, got {count!r}.")
+    whole_number(name, count, least=least)
+
+
+def check_engine(engine: object, known: Iterable[str]) -> None:
+    """Refuse what steps nothing."""
+    if not isinstance(engine, str) or engine not in known:
+        raise InvalidProblemError(f"engine must be one of {tuple(known)}, got {shown(engine)}.")
 
 
 def check_optimizer(optimizer: object) -> None:
     """Refuse what is not an optimizer, a bare rule for one."""
     if not isinstance(optimizer, Optimizer):
-        raise InvalidRuleError(f"expected an optimizer such as sgd(lr=0.1), got {optimizer!r}.")
+        raise InvalidRuleError(f"expected an optimizer such as sgd(lr=0.1), got {shown(optimizer)}.")
 
 
 def check_slots(optimizer: Optimizer, slots: tuple[str, ...]) -> tuple[str, ...]:
     """The slots asked for, as a tuple of distinct names that the rule has."""
     known = optimizer.rule.slots
-    asked = (slots,) if isinstance(slots, str) else tuple(slots)
-    if not asked or len(set(asked)) != len(asked) or not set(asked) <= set(known):
+    asked = (slots,) if isinstance(slots, str) else tuple_of("slots", slots)
+    if not asked or not all(isinstance(name, str) for name in asked):
+        raise InvalidProblemError(f"slots must be distinct names among {known}, got {shown(asked)}.")
+    if len(set(asked)) != len(asked) or not set(asked) <= set(known):
         raise InvalidProblemError(f"slots must be distinct names among {known}, got {asked}.")
     return asked

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from .. import numerics
 from ..errors import HyperparameterError, InvalidProblemError, InvalidRuleError
 from ..numerics import Quadratic
+from ..numerics._arrays import nonnegative, number
 from ..theory import Optimizer, heavy_ball, sgd
 from ._forgetting import Forgetting
 from ._gradients import Measurable
+from ._memory import Keeper
 from ._moments import moments
 from ._runs import TorchRun, advance, check_count, read_slots, set_up
 from .stationary import LARGEST_AUTOMATIC_BURN_IN, SNAPSHOT_SHARE, SNAPSHOTS, TRANSIENT_FRACTION, Estimate
@@ -136,8 +138,11 @@ def adaptive_covariance(
     """
     values = {name: float(value) for name, value in optimizer.values.items()}
     chosen = _engine(optimizer, engine)
-    if not 0.0 < beta2 < 1.0:
-        raise HyperparameterError(f"beta2 must be above 0 and below 1, got {beta2!r}", name="beta2")
+    try:
+        beta2 = number("beta2", beta2, least=0.0, most=1.0, open=True)
+    except InvalidProblemError as error:
+        raise HyperparameterError(str(error), name="beta2") from error
+    eps = nonnegative("eps", eps)
     setup = set_up(
         optimizer, problem, replicas=replicas, slots=("w",), batch_size=None, replacement=True, engine="rule", rng=rng,
         device=device,
@@ -153,20 +158,21 @@ def adaptive_covariance(
     start = [torch.tensor(row, device=device).unsqueeze(1).repeat(1, replicas).T for row in rows]
     run = AdaptiveRun(chosen, values, float(beta2), float(eps), start)
     total = burn_in + (count - 1) * spacing
-    samples = np.empty((count, replicas, len(quadratic.optimum)))
+    setup.refuse_too_much(count, 1)
+    samples = np.empty((count, replicas, quadratic.dim))
 
     def take(step: int) -> None:
         if step >= burn_in and (step - burn_in) % spacing == 0:
             samples[(step - burn_in) // spacing] = read_slots(run, ("w",))
 
-    advance(run, setup, total, take, progress=progress)
+    advance(run, setup, total, take, progress=progress, snapshots=count)
     value, standard_error, mean, mean_standard_error = moments(samples)
     return Estimate(
         value=value,
         standard_error=standard_error,
         mean=mean,
         mean_standard_error=mean_standard_error,
-        samples=samples,
+        samples=Keeper().keep(samples),
         replicas=replicas,
         steps=total,
         burn_in=burn_in,

@@ -27,6 +27,7 @@ from ..numerics import StationaryCovariance
 from ..theory import Optimizer
 from ._fourth_moment import FourthMoment, fourth_moment
 from ._gradients import Measurable
+from ._memory import Keeper
 from ._moments import moments
 from ._planning import stationary_law
 from ._runs import Engine, Run, Setup, advance, check_count, read_slots, set_up
@@ -70,7 +71,7 @@ class AutocovarianceEstimate:
         Of each entry, from the spread between replicas.
     lag : int
     later, earlier : ndarray, shape (replicas, k*d)
-        The states themselves.
+        The states themselves; of a large run those of the first replicas, as in `Estimate`.
     replicas : int
     burn_in : int
         Steps before the earlier state.
@@ -244,17 +245,17 @@ def autocovariance(
     )  # fmt: skip
     law, begun, run = _stationary_run(setup, start, progress=progress)
     earlier = read_slots(run, setup.slots)
-    later = {0: earlier}
-    wanted = set(lags)
+    fourth = fourth_moment(optimizer, setup.source, lags[-1])
+    wanted, keeper, estimates = set(lags), Keeper(len(lags)), []
 
     def take(step: int) -> None:
         if step in wanted:
-            later[step] = read_slots(run, setup.slots)
+            later = read_slots(run, setup.slots)
+            estimates.append(_autocovariance_of(setup, law, begun, step, later, earlier, fourth, keeper))
 
-    advance(run, setup, lags[-1], take, progress=progress)
-    fourth = fourth_moment(optimizer, setup.source, lags[-1])
-    estimates = tuple(_autocovariance_of(setup, law, begun, s, later[s], earlier, fourth) for s in lags)
-    return estimates if isinstance(lag, Iterable) else estimates[0]
+    take(0)
+    advance(run, setup, lags[-1], take, progress=progress, records=len(lags) + 1)
+    return tuple(estimates) if isinstance(lag, Iterable) else estimates[0]
 
 
 def average_covariance(
@@ -338,7 +339,7 @@ def average_covariance(
     advance(run, setup, int(window), add, progress=progress)
     averages = (total / int(window)).cpu().numpy()
     fourth = fourth_moment(optimizer, setup.source, int(window))
-    estimate = estimate_at(setup, begun, int(window), averages, optimizer, fourth)
+    estimate = estimate_at(setup, begun, int(window), averages, optimizer, fourth, Keeper())
     return AverageEstimate(**vars(estimate), window=int(window))
 
 
@@ -376,15 +377,18 @@ def _autocovariance_of(
     later: Array,
     earlier: Array,
     fourth: FourthMoment | None,
+    keeper: Keeper,
 ) -> AutocovarianceEstimate:
     size = later.shape[1]
-    value, standard_error, _, _ = moments(np.concatenate([later, earlier], axis=1)[None])
+    pairs = np.concatenate([later, earlier], axis=1)[None]
+    value, standard_error, _, _ = moments(pairs)
+    pairs = keeper.keep(pairs)[0]
     return AutocovarianceEstimate(
         value=value[:size, size:].copy(),
         standard_error=standard_error[:size, size:].copy(),
         lag=lag,
-        later=later,
-        earlier=earlier,
+        later=pairs[:, :size],
+        earlier=pairs[:, size:],
         replicas=setup.replicas,
         burn_in=begun.burn_in,
         transient=begun.transient,

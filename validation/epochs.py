@@ -25,6 +25,7 @@ from ..numerics.epochs import checked_position
 from ..theory import Optimizer
 from ._epoch_runs import EpochEngine, EpochSetup, Plan, set_up_epochs
 from ._fourth_moment import FourthMoment
+from ._memory import Keeper
 from ._moments import moments
 from ._runs import advance, check_count, read_slots
 from .averages import AverageEstimate
@@ -198,7 +199,7 @@ def epoch_covariance(
     wanted = _positions(positions, prepared.count)
     plan = prepared.plan(epochs, snapshots)
     samples, fourth = _run(prepared, plan, set(wanted), progress=progress), prepared.fourth_moment()
-    estimates = tuple(_estimate(prepared, plan, each, samples, fourth) for each in wanted)
+    estimates = tuple(_estimate(prepared, plan, each, samples, fourth, len(wanted)) for each in wanted)
     return estimates if isinstance(positions, tuple | list) else estimates[0]
 
 
@@ -289,7 +290,7 @@ def epoch_average_covariance(
         standard_error=standard_error,
         mean=mean,
         mean_standard_error=mean_standard_error,
-        samples=states,
+        samples=Keeper().keep(states),
         replicas=replicas,
         steps=burn_in + window,
         burn_in=burn_in,
@@ -330,7 +331,8 @@ def _run(prepared: EpochSetup, plan: Plan, wanted: set[Position], *, progress: b
         for name in wanted & {position, "average"}:
             samples[name].append(state)
 
-    advance(run, setup, plan.epochs[-1] * count + last, take, progress=progress)
+    states = len(plan.epochs) * (len(wanted - {"average"}) + (count if "average" in wanted else 0))
+    advance(run, setup, plan.epochs[-1] * count + last, take, progress=progress, snapshots=states)
     return samples
 
 
@@ -340,9 +342,10 @@ def _estimate(
     position: Position,
     samples: dict[Position, list[Array]],
     fourth: FourthMoment | None,
+    records: int,
 ) -> EpochEstimate:
     setup, count = prepared.setup, prepared.count
-    states = np.stack(samples[position])
+    states = np.stack(samples.pop(position))
     value, standard_error, mean, mean_standard_error = moments(states)
     within = 0 if position == "average" else int(position)
     return EpochEstimate(
@@ -350,7 +353,7 @@ def _estimate(
         standard_error=standard_error,
         mean=mean,
         mean_standard_error=mean_standard_error,
-        samples=states,
+        samples=Keeper(records).keep(states),
         replicas=setup.replicas,
         steps=plan.epochs[-1] * count + (count - 1 if position == "average" else within),
         burn_in=plan.first * count + within,

@@ -215,7 +215,7 @@ def _gradient_noise(
 ) -> tuple[float, float]:
     """The trace of the covariance of a minibatch's gradient at the states of the run."""
     source = gradient_source(
-        problem, estimate.replicas, torch.Generator().manual_seed(seed), optimizer=estimate.optimizer,
+        problem, estimate.samples.shape[1], torch.Generator().manual_seed(seed), optimizer=estimate.optimizer,
         batch_size=batch_size, replacement=replacement,
     )  # fmt: skip
     found = []

