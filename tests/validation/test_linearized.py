@@ -214,7 +214,7 @@ def test_momentum_in_a_thousand_parameters_has_the_exact_law(engine):
     assert found.p_value > 1e-4
     assert found.mean_p_value > 1e-4
     assert found.relative_error < 1.5 * found.expected_relative_error
-    assert compare(run, additive).p_value < 1e-6
+    assert compare(run, additive).p_value < 1e-4
     assert run.complement_error <= run.complement_tolerance
     assert abs(run.complement_factor) < 0.1  # l2 has all but wiped it out
 
@@ -305,16 +305,18 @@ def test_cross_entropy_has_the_law_of_its_quadratic_for_small_steps_only():
     net = tiny(loss="cross_entropy")
     noise, local = net.noise(2), net.local_quadratic(2)
     small, large = (heavy_ball(lr=lr, momentum=0.8) for lr in (0.002, 0.15))
-    p_values, remainders = [], []
+    found, remainders = [], []
     for optimizer in (small, large):
         exact = numerics.stationary_covariance(optimizer, noise.hessian, noise)
         # Started from the predicted law: after so many steps the large one has forgotten it.
         run = net.measure(optimizer, batch_size=2, replicas=1500, steps=60, start=exact, rng=7, progress=False)
-        p_values.append(compare(run, exact).p_value)
+        found.append(compare(run, exact))
         remainders.append(local.remainder(exact, rng=0).relative)
         assert run.complement_error <= run.complement_tolerance
-    assert p_values[0] > 1e-4
-    assert p_values[1] < 1e-6
+    assert found[0].p_value > 1e-4
+    # The law is so skewed that its p-value can claim little.
+    assert found[1].relative_error > 4 * found[1].expected_relative_error
+    assert found[0].relative_error < 2 * found[0].expected_relative_error
     assert remainders[0] < 0.05 < remainders[1]
 
 

@@ -105,7 +105,7 @@ def test_every_kind_of_noise_has_its_exact_stationary_law_and_not_the_additive_o
     additive = numerics.stationary_covariance(optimizer, noise.hessian, noise.covariance())
     measured = stationary_covariance(optimizer, noise, replicas=2500, rng=4, progress=False)
     assert compare(measured, exact, mean=noise.optimum).p_value > 1e-4
-    assert compare(measured, additive).p_value < 1e-6
+    assert compare(measured, additive).p_value < 1e-4
 
 
 @pytest.mark.parametrize(("optimizer", "replacement"), WITH_AND_WITHOUT)
@@ -339,7 +339,7 @@ def test_noise_that_turns_out_additive_has_all_moments():
         assert run.fourth_moment is None
     signs = QuadraticExamples(np.array([np.eye(2), -np.eye(2)]), shared.gradients[:2])
     run = transient_covariance(sgd(lr=0.1), signs, 3, batch_size=1, replicas=10, rng=0, progress=False)
-    assert run.fourth_moment.verdict == "undecided"
+    assert run.fourth_moment.verdict == "does not exist"
 
 
 def test_additive_noise_has_all_moments():
@@ -393,7 +393,7 @@ def test_a_finite_run_beyond_it_grows_as_its_exact_law():
         (NOISES["with replacement"], {"batch_size": 3}, "has its own batches"),
         (examples_with_hessians(), {}, "needs batch_size"),
         (examples_with_hessians(), {"batch_size": 7}, "from 1 to the number of examples, 6"),
-        (DIABETES, {"batch_size": 2.0}, "must be an integer"),
+        (DIABETES, {"batch_size": 2.0}, "must be a whole number"),
     ],
 )
 def test_what_has_no_batches_of_that_size_is_refused(noise, options, message):
