@@ -1,10 +1,13 @@
 """``sgdcov verify`` passes on the truth, fails on what is wrong, and can be interrupted."""
 
 import dataclasses
+import io
 import json
+import time
 
 import numpy as np
 import pytest
+from rich.console import Console
 from torch.optim.lr_scheduler import ConstantLR
 
 from sgdcov import numerics
@@ -14,6 +17,7 @@ from sgdcov.validation.verify import (
     checks,
     controls,
     main,
+    progress,
     time_cases,
     time_checks,
     time_closed_form,
@@ -274,10 +278,78 @@ def test_a_seed_that_is_none_is_refused(capsys, seed):
     assert "--seed" in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_made_is_refused(capsys, tmp_path):
+def instead(monkeypatch, found):
+    """The command, with this result in the place of all runs."""
+    monkeypatch.setattr("sgdcov.validation.verify.command.verify", lambda **kwargs: found)
+
+
+@pytest.fixture(scope="module")
+def agreeing():
+    """A verification with a row, a control and no disagreement."""
+    found = verify(quick=True, seed=0, only=["sgd/noncommuting"])
+    assert found.status == "agree"
+    return found
+
+
+def test_a_folder_that_cannot_be_written_is_code_3_and_one_line(capsys, tmp_path, monkeypatch, agreeing):
+    instead(monkeypatch, agreeing)
     (tmp_path / "file").write_text("")
-    assert main([*SMALL, "--report", str(tmp_path / "file" / "folder")]) == 2
-    assert "cannot write to" in capsys.readouterr().err
+    assert main(["--report", str(tmp_path / "file" / "folder")]) == 3
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sgdcov.validation.verify.command.write_report", full)
+    assert main(["--report", str(tmp_path / "folder")]) == 3
+    captured = capsys.readouterr()
+    assert "AGREEMENT" in captured.out
+    (line,) = captured.err.splitlines()
+    assert "folder: No space left on device" in line
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]  # nothing half written
+
+
+def test_a_report_takes_the_place_of_an_earlier_one_whole(capsys, tmp_path, monkeypatch, agreeing):
+    instead(monkeypatch, dataclasses.replace(agreeing, interrupted=True))  # no figures
+    folder = tmp_path / "report"
+    folder.mkdir()
+    assert main(["--report", str(folder)]) == 130
+    before = (folder / "report.json").read_text("utf-8")
+    (folder / "radius.png").write_bytes(b"of an earlier report")
+    instead(monkeypatch, dataclasses.replace(agreeing, interrupted=True, seed=5))
+    assert main(["--report", str(folder)]) == 130
+    assert (folder / "report.json").read_text("utf-8") != before
+    assert {entry.name for entry in folder.iterdir()} == {"report.json", "report.md"}
+    (folder / "thesis.tex").write_text("mine")
+    capsys.readouterr()
+    assert main(["--report", str(folder)]) == 2
+    assert "thesis.tex" in capsys.readouterr().err
+    assert (folder / "thesis.tex").read_text() == "mine"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report"]
+
+
+def test_an_interrupt_among_the_figures_leaves_a_report_without_them(tmp_path, monkeypatch, agreeing):
+    def interrupted(verification, folder, *, show):
+        (folder / "entries.png").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    instead(monkeypatch, agreeing)
+    monkeypatch.setattr("sgdcov.validation.verify.report.draw_figures", interrupted)
+    assert main(["--report", str(tmp_path / "report")]) == 130
+    assert {entry.name for entry in (tmp_path / "report").iterdir()} == {"report.json", "report.md"}
+    assert ".png" not in (tmp_path / "report" / "report.md").read_text("utf-8")
+
+
+def test_without_a_terminal_a_line_of_progress_comes_now_and_then(monkeypatch):
+    assert progress.EVERY == 10.0
+    monkeypatch.setattr(progress, "EVERY", 0.01)
+    console = Console(file=io.StringIO(), width=20)
+    with progress.progress(console) as show:
+        show("[sgd]/a/problem/of/a/long/name", 3, 8)
+        time.sleep(0.2)
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) > 1
+    assert lines[-1].startswith("sgdcov verify: 3 of 8 done, now [sgd]/a/problem/of/a/long/name (")
 
 
 def test_the_default_seed_is_in_the_help(capsys):

@@ -125,7 +125,7 @@ def test_a_withheld_p_value_does_not_count_and_is_shown():
     assert found.comparisons == 1  # that of the mean
     assert found.status == "agree"
     (line,) = table.minibatch_grid(found.minibatches, found.threshold).rows
-    assert (line[7], line[-1]) == ("none", "no p")
+    assert (line[8], line[-1]) == ("none", "no p")
     assert any("no p-value, no fourth moment" in note for note in table.notes(found))
 
 
@@ -158,6 +158,12 @@ def test_the_table_fits_its_width():
     )  # fmt: skip
     oracle = minibatch_checks.check_against_oracle(next(c for c in planned if c.key == "sgd/examples/minibatch"))
     rows = [dataclasses.replace(row, case=case, measurement=longest, oracle=oracle) for case in planned]
-    console = Console(width=table.WIDTH, file=io.StringIO())
-    console.print(table.minibatch_grid(rows, 1e-6).rich())
-    assert "\u2026" not in console.file.getvalue()
+    for terminal, width in ((False, 80), (True, 80), (True, 200)):
+        console = Console(width=width, file=io.StringIO(), force_terminal=terminal, color_system=None)
+        grid = table.minibatch_grid(rows, 1e-6)
+        grid.show(console)
+        text = console.file.getvalue()
+        assert "\u2026" not in text
+        flat = " ".join(text.split())
+        assert all(cell in flat for cells in grid.rows for cell in cells)
+        assert not terminal or max(map(len, text.splitlines())) <= width

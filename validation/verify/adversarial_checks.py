@@ -50,6 +50,7 @@ def measure(case: AdversarialCase) -> AdversarialMeasurement:
         left=_left(case, estimate) if case.problem.name in ("cell", "perturbed") else None,
         replicas=case.replicas,
         seconds=time.perf_counter() - started,
+        agreed=(compared,),
     )
 
 

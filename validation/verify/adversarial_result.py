@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from ..agreement import Agreement
 from .adversarial_cases import AdversarialCase
+from .sensitivity import Sensitive
 
 __all__ = ["AdversarialMeasurement", "AdversarialRow", "AttackOracle"]
 
@@ -58,6 +60,8 @@ class AdversarialMeasurement:
         The share of measured states outside the smooth piece of the loss, where the law is exact within.
     replicas : int
     seconds : float
+    agreed : tuple of Agreement
+        What the p-values come from, and what they would have noticed.
     """
 
     p_value: float
@@ -69,10 +73,11 @@ class AdversarialMeasurement:
     left: float | None
     replicas: int
     seconds: float
+    agreed: tuple[Agreement, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, eq=False)
-class AdversarialRow:
+class AdversarialRow(Sensitive):
     """One row of the table of attacked problems."""
 
     case: AdversarialCase
@@ -99,6 +104,6 @@ class AdversarialRow:
             found += [
                 f"measured and predicted {kind} differ: p = {p:.1e}"
                 for kind, p in kinds.items()
-                if p is not None and p < threshold
+                if p is not None and not p >= threshold and not (math.isnan(p) and self.measurement.withheld)
             ]
         return found

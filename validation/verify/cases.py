@@ -17,13 +17,13 @@ import numpy as np
 
 from ... import numerics
 from ...theory import Optimizer, UpdateRule, heavy_ball, nesterov, polyak, qhm, sam, sgd, sgdw, with_ema
+from ...verify_options import DEFAULT_SEED
 from .problems import Problem, load_problems
 
 __all__ = ["DEFAULT_SEED", "SETUPS", "Case", "Setup", "cases", "matches", "seed_of", "setup_of"]
 
 Engine = Literal["rule", "torch.optim"]
 
-DEFAULT_SEED = 2025
 #: Replicas of each run, by problem: (default, quick).
 REPLICAS: Mapping[str, tuple[int, int]] = {
     "noncommuting": (40_000, 4_000),

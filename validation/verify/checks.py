@@ -109,6 +109,7 @@ def measure(case: Case) -> Measurement:
         predicted=predicted.copy(),
         measured=measured.copy(),
         standard_error=error.copy(),
+        agreed=(agreed,),
     )
 
 

@@ -1,38 +1,37 @@
-"""The command line of ``sgdcov verify``: options, progress, interruption, exit code."""
+"""The command line of ``sgdcov verify``: progress, interruption, exit code."""
 
 from __future__ import annotations
 
-import argparse
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ... import __version__
+from ... import __version__, verify_options
 from ...errors import InvalidProblemError, SgdcovError
 from . import adversarial_checks, checks, minibatch_checks, time_checks
 from .adversarial_cases import ADVERSARIAL, adversarial_cases
 from .adversarial_controls import AdversarialControl, adversarial_controls
 from .adversarial_problems import load_adversarial_problems
 from .adversarial_result import AdversarialRow
-from .cases import DEFAULT_SEED, SETUPS, Case, cases
+from .cases import SETUPS, Case, cases
 from .controls import ControlCase, controls
 from .minibatch_cases import MINIBATCH_QUESTIONS, minibatch_cases
 from .minibatch_controls import MinibatchControl, minibatch_controls
 from .minibatch_problems import load_noisy_problems
 from .minibatch_result import MinibatchRow
 from .problems import load_problems
-from .report import write_report
+from .progress import progress
+from .report import FILES, write_report
+from .report_folder import new_folder
 from .result import ControlResult, ProofCheck, Row, TimeRow, Verification
-from .table import WIDTH, print_verification
+from .table import print_verification
 from .time_cases import QUESTIONS, TimeCase, time_cases
 from .time_controls import TimeControl, time_controls
 
@@ -52,40 +51,48 @@ def main(argv: Sequence[str]) -> int:
     Returns
     -------
     int
-        0 if every row agrees and every wrong prediction is rejected, 1 if not, 2 for a wrong call, 130 if interrupted.
+        0 if every row agrees and every wrong prediction is rejected, 1 if not, 2 for a wrong call, 3 if the report
+        cannot be written, 130 if interrupted.
 
     Examples
     --------
     >>> main(["--only", "adagrad/digits"])
     2
     """
-    options = _parser().parse_args(list(argv))
-    errors = Console(stderr=True)
+    options = verify_options.parse(argv)
+    errors, console = Console(stderr=True), Console()
+    folder = nullcontext(None) if options.report is None else new_folder(options.report, FILES)
     try:
+        with folder as written_to:
+            with _one_thread(), progress(errors) as show:
+                found = verify(quick=options.quick, seed=options.seed, only=options.only, show=show)
+            print_verification(found, console)
+            interrupted = written_to is not None and _write(found, written_to, errors)
         if options.report is not None:
-            options.report.mkdir(parents=True, exist_ok=True)
-        with _one_thread(), _progress(errors) as show:
-            verification = verify(quick=options.quick, seed=options.seed, only=options.only, show=show)
+            console.print(f"Report: {options.report}", highlight=False, soft_wrap=True)
     except InvalidProblemError as error:
-        errors.print(f"sgdcov verify: {error}", highlight=False, markup=False)
+        errors.print(f"sgdcov verify: {error}", highlight=False, markup=False, soft_wrap=True)
         return 2
     except OSError as error:
-        text = f"sgdcov verify: cannot write to {options.report}: {error.strerror}"
-        errors.print(text, highlight=False, markup=False)
-        return 2
-    console = Console()
-    if console.width < WIDTH:  # a line that the terminal wraps loses nothing; a column that does not fit is lost
-        console = Console(width=WIDTH)
-    print_verification(verification, console)
-    if options.report is not None:
-        try:
-            with _one_thread(), _progress(errors) as show:
-                written = write_report(verification, options.report, show=show)
-        except KeyboardInterrupt:
-            console.print("INTERRUPTED while the report was written.", style="bold yellow")
-            return 130
-        console.print(f"Report: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
-    return verification.exit_code
+        text = f"sgdcov verify: cannot write to {options.report or 'the output'}: {error.strerror or error}"
+        errors.print(text, highlight=False, markup=False, soft_wrap=True)
+        return 3
+    if interrupted:
+        console.print("INTERRUPTED while the figures were drawn; the report has none.", style="bold yellow")
+        return 130
+    return found.exit_code
+
+
+def _write(found: Verification, folder: Path, errors: Console) -> bool:
+    """Write the report; whether that was interrupted."""
+    try:
+        with _one_thread(), progress(errors) as show:
+            write_report(found, folder, show=show)
+    except KeyboardInterrupt:
+        for figure in folder.glob("*.png"):
+            figure.unlink()
+        return True
+    return False
 
 
 def verify(
@@ -212,35 +219,6 @@ def _run_time_rows(cases_to_run: Sequence[TimeCase], rows: list[TimeRow], show: 
         rows.append(time_checks.run_time_row(case, proof))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sgdcov verify",
-        description="Check on real data that derived, solved and measured laws agree, stationary, over time, with "
-        "real minibatches and under attacks, for every rule, and that wrong predictions are rejected. Exit code 0 "
-        "only if both hold.",
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer replicas, still every rule: under a minute")
-    parser.add_argument(
-        "--report", type=Path, metavar="DIR", help="also write report.md, report.json and figures to DIR"
-    )
-    parser.add_argument("--seed", type=_seed, default=DEFAULT_SEED, metavar="N", help="of all runs (%(default)s)")
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        default=(),
-        metavar="RULE/PROBLEM/QUESTION",
-        help="only these rows and their wrong predictions, as sgd, 'sgd/digits', '*/diabetes' or '*/*/drop'",
-    )
-    return parser
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative; a seed is not")
-    return value
-
-
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Step tensors on one thread: they are small, and threads that wait for each other cost more than they bring."""
@@ -250,16 +228,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar with what is running, on a terminal; nothing elsewhere."""
-    text = TextColumn("{task.description}")
-    columns = (SpinnerColumn(), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(), text)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda text, done, total: bar.update(task, description=escape(text), completed=done, total=total)
 
 
 def _versions() -> dict[str, str]:

@@ -97,6 +97,7 @@ def measure(case: MinibatchCase) -> MinibatchMeasurement:
         additive_error=float(np.linalg.norm(law.additive - exact) / scale),
         replicas=case.replicas,
         seconds=time.perf_counter() - started,
+        agreed=tuple(agreed),
     )
 
 

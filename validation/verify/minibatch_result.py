@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from ..agreement import Agreement
 from .minibatch_cases import MinibatchCase
+from .sensitivity import Sensitive
 
 __all__ = ["MinibatchMeasurement", "MinibatchRow", "OracleCheck"]
 
@@ -52,6 +54,8 @@ class MinibatchMeasurement:
         How far the law with additive noise is from the exact one, in the same norm.
     replicas : int
     seconds : float
+    agreed : tuple of Agreement
+        What the p-values come from, and what they would have noticed.
     """
 
     p_values: tuple[float, ...]
@@ -62,10 +66,11 @@ class MinibatchMeasurement:
     additive_error: float
     replicas: int
     seconds: float
+    agreed: tuple[Agreement, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, eq=False)
-class MinibatchRow:
+class MinibatchRow(Sensitive):
     """One row of the table of minibatches."""
 
     case: MinibatchCase
@@ -86,6 +91,10 @@ class MinibatchRow:
             return ()
         return tuple(p for p in (*self.measurement.p_values, *self.measurement.mean_p_values) if not math.isnan(p))
 
+    def blind(self, level: float) -> list[str]:
+        """Nothing is expected to be rejected in a row that does not count."""
+        return super().blind(level) if self.counts else []
+
     def disagreements(self, threshold: float) -> list[str]:
         """What does not agree, in words."""
         found = [] if self.refusal is None else [self.refusal]
@@ -95,5 +104,9 @@ class MinibatchRow:
         if self.measurement is not None and self.counts:
             kinds = {"covariance": self.measurement.p_values, "mean": self.measurement.mean_p_values}
             for kind, values in kinds.items():
-                found += [f"measured and predicted {kind} differ: p = {p:.1e}" for p in values if p < threshold]
+                found += [
+                    f"measured and predicted {kind} differ: p = {p:.1e}"
+                    for p in values
+                    if not p >= threshold and not (math.isnan(p) and self.measurement.withheld)
+                ]
         return found

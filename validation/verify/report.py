@@ -20,10 +20,14 @@ from .minibatch_problems import load_noisy_problems
 from .minibatch_result import MinibatchRow
 from .problems import load_problems
 from .result import FALSE_ALARM_RATE, ControlResult, Row, TimeRow, Verification
+from .sensitivity import Sensitive
 from .table import adversarial_grid, control_grid, minibatch_grid, notes, row_grid, time_grid
 from .time_cases import PLAIN, QUESTIONS
 
-__all__ = ["write_report"]
+__all__ = ["FILES", "write_report"]
+
+#: What a report's folder may hold.
+FILES = frozenset({"report.json", "report.md", *FIGURES})
 
 
 def write_report(
@@ -132,6 +136,7 @@ def _row(row: Row, threshold: float) -> dict[str, Any]:
         "proof": _numbers(row.proof),
         "theory_vs_numerics": _numbers(row.theory),
         "numerics_vs_measured": _numbers(row.measurement),
+        "would_catch": _caught(row, threshold),
     }
 
 
@@ -152,6 +157,7 @@ def _time_row(row: TimeRow, threshold: float) -> dict[str, Any]:
             "p_values": list(m.p_values) if m else [],
             "mean_p_values": list(m.mean_p_values) if m else [],
         },
+        "would_catch": _caught(row, threshold),
     }
 
 
@@ -171,6 +177,7 @@ def _minibatch_row(row: MinibatchRow, threshold: float) -> dict[str, Any]:
             "p_values": list(m.p_values) if m else [],
             "mean_p_values": list(m.mean_p_values) if m else [],
         },
+        "would_catch": _caught(row, threshold),
     }
 
 
@@ -183,7 +190,13 @@ def _adversarial_row(row: AdversarialRow, threshold: float) -> dict[str, Any]:
         "disagreements": row.disagreements(threshold),
         "oracle_vs_numerics": _numbers(row.oracle),
         "numerics_vs_measured": _numbers(row.measurement),
+        "would_catch": _caught(row, threshold),
     }
+
+
+def _caught(row: Sensitive, threshold: float) -> dict[str, float]:
+    """What the row would have caught: a relative error of the whole, and of one eigen-direction."""
+    return dict(zip(("whole", "one_direction"), row.caught(threshold) or (), strict=False))
 
 
 def _control(control: ControlResult) -> dict[str, Any]:

@@ -12,12 +12,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..agreement import Agreement
 from .adversarial_controls import AdversarialControl
 from .adversarial_result import AdversarialRow
 from .cases import Case
 from .controls import ControlCase
 from .minibatch_controls import MinibatchControl
 from .minibatch_result import MinibatchRow
+from .sensitivity import Sensitive
 from .time_cases import TimeCase
 from .time_controls import TimeControl
 
@@ -87,7 +89,8 @@ class TheoryCheck:
         """Whether every error is within what rounding explains."""
         return (
             self.pair_error <= self.pair_tolerance
-            and max(self.array_error, self.doubling_error) <= self.array_tolerance
+            and self.array_error <= self.array_tolerance  # not the larger of both: one of them may be nan
+            and self.doubling_error <= self.array_tolerance
             and self.mean_error <= self.mean_tolerance
         )
 
@@ -112,6 +115,8 @@ class Measurement:
     seconds : float
     predicted, measured, standard_error : ndarray, shape (d, d)
         Covariance of the weights.
+    agreed : tuple of Agreement
+        What the p-values come from, and what they would have noticed.
     """
 
     p_value: float
@@ -128,10 +133,11 @@ class Measurement:
     predicted: Array = field(repr=False)
     measured: Array = field(repr=False)
     standard_error: Array = field(repr=False)
+    agreed: tuple[Agreement, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class Row(Sensitive):
     """One row of the table. ``problem`` holds what went wrong where a layer refused to answer."""
 
     case: Case
@@ -211,6 +217,8 @@ class TimeMeasurement:
     start : str
         Where the replicas started, in words.
     seconds : float
+    agreed : tuple of Agreement
+        What the p-values come from, and what they would have noticed.
     """
 
     p_values: tuple[float, ...]
@@ -220,10 +228,11 @@ class TimeMeasurement:
     replicas: int
     start: str
     seconds: float
+    agreed: tuple[Agreement, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, eq=False)
-class TimeRow:
+class TimeRow(Sensitive):
     """One row of the table over time."""
 
     case: TimeCase
@@ -338,7 +347,8 @@ class Verification:
         """Every disagreement and every wrong prediction that was not rejected, in words."""
         found = []
         for row in self.all_rows:
-            found += [f"{row.case.key}, {row.case.engine}: {text}" for text in row.disagreements(self.threshold)]
+            texts = row.disagreements(self.threshold) + row.blind(self.threshold)
+            found += [f"{row.case.key}, {row.case.engine}: {text}" for text in texts]
         for control in self.controls:
             name = f"control {control.case.name}, {control.case.key}"
             if not control.p_value < self.threshold:

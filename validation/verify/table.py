@@ -12,10 +12,10 @@ from rich.table import Table
 from .adversarial_result import AdversarialRow
 from .minibatch_result import MinibatchRow
 from .result import FALSE_ALARM_RATE, ControlResult, Row, TimeRow, Verification
+from .sensitivity import Sensitive
 from .time_cases import DROP
 
 __all__ = [
-    "WIDTH",
     "Grid",
     "adversarial_grid",
     "control_grid",
@@ -26,8 +26,6 @@ __all__ = [
     "time_grid",
 ]
 
-#: Columns that the tables need.
-WIDTH = 132
 RUN_BY = {"rule": "its rule", "torch.optim": "torch.optim"}
 
 
@@ -46,6 +44,26 @@ class Grid:
         rule = ["---:" if right else "---" for right in self.right]
         header = tuple(name.replace("\n", " ") for name in self.header)
         return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *self.rows))
+
+    @property
+    def width(self) -> int:
+        """Columns that the table needs."""
+        return sum(
+            max(len(line) for text in column for line in text.split("\n"))
+            for column in zip(self.header, *self.rows, strict=True)
+        ) + 2 * len(self.header)  # a space on either side
+
+    def show(self, console: Console) -> None:
+        """Print the table; on a terminal that is too narrow, each row as a paragraph, so that nothing is cut."""
+        if not console.is_terminal or console.width >= self.width:
+            wide = console if console.width >= self.width else Console(file=console.file, width=self.width)
+            wide.print(self.rich())
+            return
+        console.print(f"\n{self.title}\n", style="bold", highlight=False, markup=False)
+        names = [name.replace("\n", " ") for name in self.header]
+        for cells, bad in zip(self.rows, self.bad, strict=True):
+            parts = [f"{name} {cell}".strip() for name, cell in zip(names, cells, strict=True) if cell]
+            console.print("; ".join(parts), style="bold red" if bad else None, highlight=False, markup=False)
 
     def rich(self) -> Table:
         """The table for a terminal."""
@@ -70,12 +88,12 @@ def row_grid(rows: Sequence[Row], threshold: float) -> Grid:
     """The rows as a table."""
     header = (
         "rule", "problem", "run by", "lr", "claims\nproved", "theory vs\nnumerics",
-        "measured error\n(by chance)", "p", "p of\nmean", "time", "",
+        "measured error\n(by chance)", "would\ncatch", "p", "p of\nmean", "time", "",
     )  # fmt: skip
-    right = (False, False, False, True, True, True, True, True, True, True, False)
+    right = (False, False, False, True, True, True, True, True, True, True, True, False)
     lines, bad = [], []
     for row in rows:
-        wrong = bool(row.disagreements(threshold))
+        wrong = bool(row.disagreements(threshold) or row.blind(threshold))
         m, t, proof = row.measurement, row.theory, row.proof
         lines.append(
             (
@@ -86,6 +104,7 @@ def row_grid(rows: Sequence[Row], threshold: float) -> Grid:
                 f"{proof.claims} in {proof.seconds:.1f} s" if proof else "",
                 f"{t.error:.1e}" if t else "",
                 f"{m.relative_error:.2%} ({m.expected_relative_error:.2%})" if m else "",
+                _caught(row, threshold),
                 p_text(m.p_value) if m else "",
                 p_text(m.mean_p_value) if m and m.mean_p_value is not None else "",
                 f"{(m.seconds if m else 0.0) + (t.seconds if t else 0.0):.1f} s",
@@ -100,12 +119,12 @@ def time_grid(rows: Sequence[TimeRow], threshold: float) -> Grid:
     """The rows over time as a table."""
     header = (
         "question", "rule", "problem", "run by", "lr", "claims", "theory vs\nnumerics",
-        "measured error\n(by chance)", "p", "p of\nmean", "",
+        "measured error\n(by chance)", "would\ncatch", "p", "p of\nmean", "",
     )  # fmt: skip
-    right = (False, False, False, False, True, True, True, True, True, True, False)
+    right = (False, False, False, False, True, True, True, True, True, True, True, False)
     lines, bad = [], []
     for row in rows:
-        wrong = bool(row.disagreements(threshold))
+        wrong = bool(row.disagreements(threshold) or row.blind(threshold))
         m, t, case = row.measurement, row.theory, row.case
         lr = f"{case.optimizer.values['lr']:.2g}"
         lines.append(
@@ -118,6 +137,7 @@ def time_grid(rows: Sequence[TimeRow], threshold: float) -> Grid:
                 str(row.proof.claims) if row.proof else "",
                 f"{t.error:.1e}" if t else "",
                 f"{m.relative_error:.2%} ({m.expected_relative_error:.2%})" if m else "",
+                _caught(row, threshold),
                 p_text(min(m.p_values)) if m else "",
                 p_text(min(m.mean_p_values)) if m and m.mean_p_values else "",
                 "DIFFERS" if wrong else "agrees",
@@ -131,12 +151,12 @@ def minibatch_grid(rows: Sequence[MinibatchRow], threshold: float) -> Grid:
     """The rows with minibatches as a table."""
     header = (
         "problem", "rule", "run by", "lr", "oracle vs\nnumerics", "additive\noff by",
-        "measured error\n(by chance)", "p", "p of\nmean", "",
+        "measured error\n(by chance)", "would\ncatch", "p", "p of\nmean", "",
     )  # fmt: skip
-    right = (False, False, False, True, True, True, True, True, True, False)
+    right = (False, False, False, True, True, True, True, True, True, True, False)
     lines, bad = [], []
     for row in rows:
-        wrong = bool(row.disagreements(threshold))
+        wrong = bool(row.disagreements(threshold) or row.blind(threshold))
         m, o, case = row.measurement, row.oracle, row.case
         verdict = "agrees" if row.counts else "approx."
         loader = case.question == "epochs" and case.engine == "torch.optim"
@@ -149,6 +169,7 @@ def minibatch_grid(rows: Sequence[MinibatchRow], threshold: float) -> Grid:
                 f"{o.error:.1e}" if o else "",
                 f"{m.additive_error:.1%}" if m else "",
                 f"{m.relative_error:.2%} ({m.expected_relative_error:.2%})" if m else "",
+                _caught(row, threshold),
                 "" if not m else "none" if m.withheld else p_text(min(m.p_values)),
                 p_text(min(m.mean_p_values)) if m and m.mean_p_values else "",
                 "DIFFERS" if wrong else "no p" if m and m.withheld else verdict,
@@ -162,12 +183,12 @@ def adversarial_grid(rows: Sequence[AdversarialRow], threshold: float) -> Grid:
     """The rows with attacks as a table."""
     header = (
         "problem", "rule", "run by", "lr", "oracle", "claims", "oracle vs\nnumerics", "no attack\noff by",
-        "measured error\n(by chance)", "p", "p of\nmean", "",
+        "measured error\n(by chance)", "would\ncatch", "p", "p of\nmean", "",
     )  # fmt: skip
-    right = (False, False, False, True, False, True, True, True, True, True, True, False)
+    right = (False, False, False, True, False, True, True, True, True, True, True, True, False)
     lines, bad = [], []
     for row in rows:
-        wrong = bool(row.disagreements(threshold))
+        wrong = bool(row.disagreements(threshold) or row.blind(threshold))
         m, o, case = row.measurement, row.oracle, row.case
         lines.append(
             (
@@ -180,6 +201,7 @@ def adversarial_grid(rows: Sequence[AdversarialRow], threshold: float) -> Grid:
                 f"{o.error:.1e}" if o else "",
                 f"{m.attack:.0%}" if m and m.attack is not None else "",
                 f"{m.relative_error:.2%} ({m.expected_relative_error:.2%})" if m else "",
+                _caught(row, threshold),
                 "" if not m else "none" if m.withheld else p_text(m.p_value),
                 p_text(m.mean_p_value) if m and m.mean_p_value is not None else "",
                 "DIFFERS" if wrong else "no p" if m and m.withheld else "agrees",
@@ -213,13 +235,26 @@ def control_grid(controls: Sequence[ControlResult], threshold: float) -> Grid:
     return Grid("Wrong predictions, each of which must be rejected", header, right, tuple(lines), tuple(bad))
 
 
+def _caught(row: Sensitive, threshold: float) -> str:
+    """The error of the whole and of one direction that the row would have caught."""
+    caught = row.caught(threshold)
+    if caught is None:
+        return ""
+    return " / ".join(
+        "-" if error == float("inf") else f"{error:.1%}" if error < 0.1 else f"{error:.0%}" for error in caught
+    )
+
+
 def notes(verification: Verification) -> list[str]:
     """What a reader of the tables has to know."""
     found = [
         f"p is uniform on (0, 1) where the prediction is true. {verification.comparisons} p-values count, and one "
         f"below {verification.threshold:.1e} rejects: at most {FALSE_ALARM_RATE:.1%} of all verifications are false "
         f"alarms (Bonferroni). p is for all slots jointly; errors are those of the covariance of the weights "
-        f"(Frobenius norm), beside what a run of this length gives by chance. torch.optim is the real torch.optim.SGD."
+        f"(Frobenius norm), beside what a run of this length gives by chance. torch.optim is the real "
+        f"torch.optim.SGD.",
+        "would catch: 95% of such runs reject a covariance of all slots that is wrong by this share as a whole / along "
+        "one eigen-direction only (-: none is large enough).",
     ]
     measured = [row for row in verification.rows if row.measurement is not None]
     checked = [row.theory for row in verification.rows if row.theory is not None]
@@ -307,16 +342,16 @@ def _adversarial_notes(rows: Sequence[AdversarialRow]) -> list[str]:
 def print_verification(verification: Verification, console: Console) -> None:
     """Print the tables, the notes, what disagrees, and last the verdict."""
     threshold = verification.threshold
-    if verification.rows:
-        console.print(row_grid(verification.rows, threshold).rich())
-    if verification.timed:
-        console.print(time_grid(verification.timed, threshold).rich())
-    if verification.minibatches:
-        console.print(minibatch_grid(verification.minibatches, threshold).rich())
-    if verification.attacked:
-        console.print(adversarial_grid(verification.attacked, threshold).rich())
-    if verification.controls:
-        console.print(control_grid(verification.controls, threshold).rich())
+    grids = (
+        row_grid(verification.rows, threshold),
+        time_grid(verification.timed, threshold),
+        minibatch_grid(verification.minibatches, threshold),
+        adversarial_grid(verification.attacked, threshold),
+        control_grid(verification.controls, threshold),
+    )
+    for grid in grids:
+        if grid.rows:
+            grid.show(console)
     for note in notes(verification):
         console.print(note, style="dim", highlight=False)
     for text in verification.disagreements:

@@ -105,6 +105,7 @@ def measure(case: TimeCase) -> TimeMeasurement:
         replicas=case.replicas,
         start=last.start if isinstance(last, AutocovarianceEstimate | transient.TransientEstimate) else "",
         seconds=time.perf_counter() - started,
+        agreed=tuple(agreed),
     )
 
 
