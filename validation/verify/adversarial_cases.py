@@ -53,16 +53,16 @@ class AdversarialCase:
 _ASKED: tuple[tuple[str, Optimizer, Engine, int, int], ...] = (
     ("gaussian-l2", sgd(lr=0.05), "rule", 1_200, 200),
     ("gaussian-l2", heavy_ball(lr=0.01, momentum=0.8), "torch.optim", 1_000, 0),
-    ("gaussian-linf", nesterov(lr=0.005, momentum=0.8), "torch.optim", 800, 100),
+    ("gaussian-linf", nesterov(lr=0.005, momentum=0.8), "torch.optim", 800, 160),
     ("cell", sgd(lr=0.2), "rule", 8_000, 1_000),
     ("cell", nesterov(lr=0.1, momentum=0.5), "torch.optim", 8_000, 0),
     ("sample", sgd(lr=0.05), "rule", 1_000, 200),
     ("logistic-l2", heavy_ball(lr=0.04, momentum=0.8), "torch.optim", 1_500, 150),
-    ("logistic-linf", sgd(lr=0.2), "rule", 1_500, 120),
+    ("logistic-linf", sgd(lr=0.2), "rule", 1_500, 160),
     ("unhinged", sgd(lr=0.1), "rule", 1_500, 200),
-    ("perturbed", sam(lr=0.02, rho=0.2), "rule", 1_500, 120),
+    ("perturbed", sam(lr=0.02, rho=0.2), "rule", 1_500, 160),
     ("normalised", sgd(lr=0.3), "rule", 8_000, 1_000),
-    ("network", heavy_ball(lr=1.0, momentum=0.9), "torch.optim", 400, 100),
+    ("network", heavy_ball(lr=1.0, momentum=0.9), "torch.optim", 400, 160),
 )
 
 

@@ -49,7 +49,7 @@ OTHER_REPLICAS = (600, 200)
 #: A few steps from a start cost little.
 STARTED: Mapping[str, tuple[int, int]] = {"diabetes": (4_000, 800)}
 #: A real ``DataLoader`` for each replica costs a hundred times as much as a step; Adam has a long memory.
-LOADERS = (400, 150)
+LOADERS = (400, 250)
 
 SGD = Setup(sgd, {}, 0.4)
 HEAVY_BALL = Setup(heavy_ball, {"momentum": 0.9, "dampening": 0.3}, 0.4)
