@@ -240,7 +240,8 @@ def whole_number(name: str, value: object, *, least: int = 0, most: int | None =
     except TypeError:
         whole = None
     if whole is None or isinstance(value, bool | np.bool_) or whole < least or (most is not None and whole > most):
-        domain = f"at least {least}" if most is None else f"from {least} to {most}"
+        top = str(most) if most is None or most < 10**15 else f"{most:.0e}"
+        domain = f"at least {least}" if most is None else f"from {least} to {top}"
         raise InvalidProblemError(f"{name} must be a whole number, {domain}, got {shown(value)}")
     return whole
 

@@ -12,6 +12,7 @@ import operator
 import numpy as np
 
 from ..errors import InvalidProblemError
+from ._arrays import flag
 
 __all__ = ["batch_factor", "checked_batch_size", "draw_batches"]
 
@@ -33,7 +34,7 @@ def checked_batch_size(batch_size: object, num_examples: int | None) -> int:
 
 def batch_factor(batch_size: int, num_examples: int, replacement: bool) -> float:
     """The factor p of a checked batch size."""
-    if replacement:
+    if flag("replacement", replacement):
         return 1.0 / batch_size
     if batch_size == num_examples:
         return 0.0

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidProblemError
-from ._arrays import positive_semidefinite, whole_number
+from ._arrays import positive_semidefinite, shown, whole_number
 
 __all__ = ["EpochNoise", "Examples", "check_epoch_batches", "epoch_noise"]
 
@@ -142,6 +142,8 @@ def epoch_noise(problem: Examples, batch_size: int, *, drop_last: bool = False) 
     >>> epoch_noise(problem, 1).noise, epoch_noise(problem, 2)
     (array([[3.5]]), EpochNoise(dim=1, batches_per_epoch=2, correlation=-1))
     """
+    if not hasattr(problem, "num_examples") or not hasattr(problem, "noise"):
+        raise InvalidProblemError(f"problem must have examples, such as LeastSquares, got {shown(problem)}")
     total = problem.num_examples
     size = check_epoch_batches(total, batch_size, drop_last=drop_last)
     return EpochNoise(problem.noise(size, replacement=False), total // size, Fraction(-size, total - size))

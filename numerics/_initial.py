@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidProblemError, NonStationaryError
 from ..theory import Optimizer, recursion
-from ._arrays import positive_semidefinite, rounding_level, vector
+from ._arrays import finite_array, positive_semidefinite, rounding_level, vector
 from ._directions import Directions
 from ._extended import Extended
 from ._kernel import to_fraction
@@ -99,9 +99,9 @@ def start_level(start: Extended | None) -> float:
 def initial_mean(optimizer: Optimizer, start: ArrayLike, optimum: Array, directions: Directions) -> Extended:
     """The mean of every slot minus that of rest at the optimum, in the eigenbasis, shape (m, 1, d)."""
     d, m = directions.eigenvalues.size, len(optimizer.rule.slots)
-    given = np.asarray(start)
+    given = finite_array("the mean at the start", start)
     whole = given.ndim == 1 and given.size == m * d and m > 1
-    state = vector("the mean at the start", start, dim=m * d if whole else d).reshape(-1, d)
+    state = vector("the mean at the start", given, dim=m * d if whole else d).reshape(-1, d)
     factors = rest_factors(optimizer)
     rows = []
     for p, factor in enumerate(factors):

@@ -16,8 +16,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..errors import InvalidProblemError
 from ..theory import Optimizer, recursion
-from ._arrays import positive_semidefinite, whole_number
+from ._arrays import positive_semidefinite, shown, tuple_of, whole_number
 from ._directions import eigen_directions
 from ._evolution import Steps, mirror, still
 from ._extended import Extended, identity
@@ -33,6 +34,9 @@ from .noise import GradientNoise
 __all__ = ["autocorrelation_time", "autocovariance", "average_covariance"]
 
 Array: TypeAlias = NDArray[np.float64]
+
+#: Its square, by which a sum of covariances is divided, is a double.
+LARGEST_WINDOW = 10**150
 
 
 def autocovariance(
@@ -75,7 +79,10 @@ def autocovariance(
     (array([[1.]]), array([[0.25]]))
     """
     problem = additive_problem(optimizer, hessian, noise)
-    a, b = (slot_index(problem.optimizer, name) for name in slots)
+    named = tuple_of("slots", slots)
+    if len(named) != 2:
+        raise InvalidProblemError(f"slots must be the names of two slots, got {shown(slots)}")
+    a, b = (slot_index(problem.optimizer, name) for name in named)
     count = whole_number("lag", lag)
     law, steps = settled(problem)
     power = still(len(problem.optimizer.rule.slots), law.power.hi.shape[2]).power
@@ -125,7 +132,7 @@ def average_covariance(
     if isinstance(noise, EpochNoise):
         return epoch_average_covariance(optimizer, hessian, noise, window)
     problem = additive_problem(optimizer, hessian, noise)
-    count = whole_number("window", window, least=1)
+    count = whole_number("window", window, least=1, most=LARGEST_WINDOW)
     law, steps = settled(problem)
     size, n = law.power.hi.shape[1:]
     _, _, sums = powers_and_sums(steps, count)

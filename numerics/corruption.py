@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import HyperparameterError, InvalidProblemError
-from ..theory import Optimizer
+from ..theory import Optimizer, recursion
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size, draw_batches
 from ._curvature_spread import LARGEST_TABLE, CurvatureSpread, curvature_spread
@@ -38,6 +38,9 @@ from .problems import LeastSquares
 __all__ = ["DropoutNoise", "InputNoise", "langevin_noise"]
 
 Array: TypeAlias = NDArray[np.float64]
+
+#: A (d, d) array of 8 GiB.
+LARGEST_DIM = 2**15
 
 
 class CorruptedInputs(GradientNoise):
@@ -67,6 +70,7 @@ class CorruptedInputs(GradientNoise):
                 f"corrupted inputs need a LeastSquares problem, which has inputs; got {type(self.problem).__name__}"
             )
         object.__setattr__(self, "batch_size", checked_batch_size(self.batch_size, self.problem.num_examples))
+        object.__setattr__(self, "replacement", _arrays.flag("replacement", self.replacement))
 
     @property
     def hessian(self) -> Array:
@@ -400,13 +404,14 @@ def langevin_noise(optimizer: Optimizer, dim: int, inverse_temperature: float) -
     array([[2., 0.],
            [0., 2.]])
     """
+    optimizer = recursion(optimizer).optimizer
     if "lr" not in optimizer.values:
         raise HyperparameterError(f"Langevin noise needs a learning rate, and {optimizer!r} has none bound", name="lr")
     lr = float(optimizer.values["lr"])
     beta = _arrays.nonnegative("inverse_temperature", inverse_temperature)
     if not beta > 0.0:
         raise InvalidProblemError("inverse_temperature must be positive, got 0: the noise would be infinite")
-    return np.asarray(2.0 / (beta * lr) * np.eye(_arrays.whole_number("dim", dim, least=1)))
+    return np.asarray(2.0 / (beta * lr) * np.eye(_arrays.whole_number("dim", dim, least=1, most=LARGEST_DIM)))
 
 
 def _doubled(a: Array) -> Array:

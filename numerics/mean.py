@@ -15,10 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidProblemError
 from ..theory import Optimizer, recursion
-from ._arrays import positive_semidefinite, vector
+from ._arrays import positive_semidefinite, tuple_of, vector
 from ._directions import eigen_directions
 from ._kernel import mean_kernel
 from ._margins import check_stable
+from ._slot_law import slot_index
 
 __all__ = ["stationary_mean"]
 
@@ -66,10 +67,9 @@ def stationary_mean(
     """
     optimizer = recursion(optimizer).optimizer
     optimizer.require_bound()
-    known = optimizer.rule.slots
-    for name in slots:
-        if name not in known:
-            raise InvalidProblemError(f"{optimizer.rule.name} has no slot {name!r}; it has {', '.join(known)}")
+    wanted = [slot_index(optimizer, name) for name in tuple_of("slots", slots)]
+    if not wanted:
+        raise InvalidProblemError("slots is empty: name at least one slot, such as ('w',)")
     checked = positive_semidefinite("hessian", hessian)
     target = vector("optimum", optimum, dim=checked.shape[0])
     directions = eigen_directions(optimizer, checked)
@@ -77,5 +77,5 @@ def stationary_mean(
     check_stable(optimizer, h[directions.moving])
     along = directions.rotate(target)
     # At a flat h = 0 the kernel is its limit: the weights stay at the optimum they started from.
-    factors = (mean_kernel(optimizer).entries[known.index(name)](h, np.zeros(())) for name in slots)
+    factors = (mean_kernel(optimizer).entries[index](h, np.zeros(())) for index in wanted)
     return np.concatenate([directions.rotate_back(factor * along) + 0.0 for factor in factors])

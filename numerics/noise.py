@@ -189,6 +189,7 @@ class MinibatchNoise(GradientNoise):
                 f"got {type(self.problem).__name__}{cell}"
             )
         object.__setattr__(self, "batch_size", checked_batch_size(self.batch_size, self.problem.num_examples))
+        object.__setattr__(self, "replacement", _arrays.flag("replacement", self.replacement))
 
     def __repr__(self) -> str:
         return f"MinibatchNoise({self.problem!r}, batch_size={self.batch_size}, replacement={self.replacement})"

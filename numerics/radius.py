@@ -142,8 +142,9 @@ def radius_path(
     >>> bool(path.curvature[1] > path.curvature[0])
     True
     """
-    if law not in get_args(PathLaw):
-        raise InvalidProblemError(f"unknown law {law!r}; the laws are {', '.join(map(repr, get_args(PathLaw)))}")
+    law = _arrays.choice("law", law, get_args(PathLaw))
+    if not callable(problem_at):
+        raise InvalidProblemError(f"problem_at must be a function of a radius, got {_arrays.shown(problem_at)}")
     optimizer = recursion(optimizer).optimizer
     optimizer.require_bound()
     along = _arrays.vector("radii", radii)

@@ -14,7 +14,6 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import InvalidProblemError
 from . import _arrays
 from .adversarial import AdversarialLeastSquares
 
@@ -22,6 +21,8 @@ __all__ = ["RandomFeatures", "random_features"]
 
 Array: TypeAlias = NDArray[np.float64]
 Activation: TypeAlias = Literal["relu", "tanh", "linear"]
+#: The longest side of a first layer.
+LARGEST = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,9 +58,7 @@ class RandomFeatures:
         layer = _arrays.matrix("first_layer", self.first_layer)
         layer.flags.writeable = False
         object.__setattr__(self, "first_layer", layer)
-        if self.activation not in get_args(Activation):
-            known = ", ".join(map(repr, get_args(Activation)))
-            raise InvalidProblemError(f"unknown activation {self.activation!r}; the activations are {known}")
+        _arrays.choice("activation", self.activation, get_args(Activation))
 
     def __repr__(self) -> str:
         return f"RandomFeatures({self.num_features} of {self.input_dim} inputs, {self.activation!r})"
@@ -174,7 +173,7 @@ def random_features(
     >>> random_features(100, 20, rng=0)
     RandomFeatures(100 of 20 inputs, 'relu')
     """
-    k = _arrays.whole_number("num_features", num_features, least=1)
-    d = _arrays.whole_number("input_dim", input_dim, least=1)
-    rows = np.random.default_rng(rng).standard_normal((k, d))
+    k = _arrays.whole_number("num_features", num_features, least=1, most=LARGEST)
+    d = _arrays.whole_number("input_dim", input_dim, least=1, most=LARGEST)
+    rows = _arrays.random_generator(rng).standard_normal((k, d))
     return RandomFeatures(rows / np.linalg.norm(rows, axis=1, keepdims=True), activation)

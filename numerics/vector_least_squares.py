@@ -61,12 +61,11 @@ class VectorLeastSquares(Frozen):
     l2: float = 0.0
 
     def __post_init__(self) -> None:
-        raw = np.asarray(self.X)
+        raw = _arrays.finite_array("X", self.X)
         if raw.ndim != 3 or not raw.size:
             raise InvalidProblemError(f"X must have shape (N, K, d), got {raw.shape}")
-        design = _arrays.matrix("X", raw.reshape(-1, raw.shape[2])).reshape(raw.shape)
         y = _arrays.matrix("y", self.y, rows=raw.shape[0], columns=raw.shape[1])
-        object.__setattr__(self, "X", _frozen(design))
+        object.__setattr__(self, "X", _frozen(raw))
         object.__setattr__(self, "y", _frozen(y))
         object.__setattr__(self, "l2", _arrays.nonnegative("l2", self.l2))
 
@@ -256,6 +255,7 @@ class VectorMinibatchNoise(GradientNoise):
                 f"QuadraticExamples there is MinibatchNoise"
             )
         object.__setattr__(self, "batch_size", checked_batch_size(self.batch_size, self.problem.num_examples))
+        object.__setattr__(self, "replacement", _arrays.flag("replacement", self.replacement))
 
     def __repr__(self) -> str:
         return f"VectorMinibatchNoise({self.problem!r}, batch_size={self.batch_size}, replacement={self.replacement})"

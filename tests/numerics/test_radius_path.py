@@ -144,7 +144,7 @@ def test_the_path_is_read_only():
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: radius_path(population, [0.1], OPTIMIZER, 1, law="exact"), "unknown law 'exact'; the laws are 'auto'"),
+        (lambda: radius_path(population, [0.1], OPTIMIZER, 1, law="exact"), "law must be one of 'auto'"),
         (lambda: radius_path(population, 0.1, OPTIMIZER, 1), "radii must be a vector"),
         (lambda: radius_path(population, [-0.1], OPTIMIZER, 1), "radius must be a finite number, at least 0, got -0.1"),
         (lambda: radius_path(population, [0.1], OPTIMIZER, 0), "batch_size must be"),

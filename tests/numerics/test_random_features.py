@@ -88,9 +88,9 @@ def test_the_law_along_the_number_of_features():
 @pytest.mark.parametrize(
     ("build", "says"),
     [
-        (lambda: random_features(0, 3, 0), "num_features must be a whole number, at least 1, got 0"),
+        (lambda: random_features(0, 3, 0), "num_features must be a whole number, from 1 to 2147483647, got 0"),
         (lambda: random_features(3, 2.0, 0), "input_dim must be a whole number"),
-        (lambda: random_features(3, 2, 0, "gelu"), "unknown activation 'gelu'; the activations are 'relu'"),
+        (lambda: random_features(3, 2, 0, "gelu"), "activation must be one of 'relu', 'tanh', 'linear', got 'gelu'"),
         (lambda: random_features(3, 2, 0)([1.0]), r"inputs must have shape \(\.\.\., 2\)"),
         (lambda: random_features(3, 2, 0).regression(np.ones((2, 2)), [1.0, 2.0], -1.0), "radius must be"),
         (lambda: random_features(3, 2, 0).input_reach(np.ones((2, 2)), [1.0]), r"w must have shape \(3,\)"),
