@@ -12,7 +12,16 @@ from typing import Any
 import sympy as sp
 from sympy.polys.matrices import DomainMatrix
 
-__all__ = ["common_field", "is_zero", "present", "solve_pair_stein"]
+__all__ = ["common_field", "exact_numbers", "is_zero", "present", "solve_pair_stein"]
+
+# Coefficients beyond this come from floats: they are written as quotients near 1, not as integers.
+_LONG = 2**40
+
+
+def exact_numbers(expression: sp.Expr) -> sp.Expr:
+    """Return the expression with every float as the binary fraction that it is."""
+    floats = expression.atoms(sp.Float)
+    return expression.xreplace({x: sp.Rational(x) for x in floats}) if floats else expression
 
 
 def common_field(expressions: Iterable[sp.Expr]) -> sp.Domain:
@@ -155,12 +164,15 @@ def present(expression: sp.Expr, by: Sequence[sp.Symbol]) -> sp.Expr:
 
 def _positive_factors(polynomial: sp.Expr, by: Sequence[sp.Symbol]) -> tuple[sp.Expr, list[sp.Expr]]:
     content, factors = sp.factor_list(polynomial)
-    written = []
+    written: list[sp.Expr] = []
     for factor, power in factors:
         small = {x: sp.Rational(1, 97 + k) for k, x in enumerate(sorted(factor.free_symbols, key=str))}
         sign = -1 if factor.subs(small) < 0 else 1
         content *= sp.Integer(sign) ** power
-        written.append(_sorted_terms(sign * factor, by) ** power)
+        largest = max(abs(c) for c in sp.Poly(factor).coeffs())
+        scale = largest if largest > _LONG else sp.Integer(1)
+        content *= scale**power
+        written.append(_sorted_terms(sp.expand(sign * factor / scale), by) ** power)
     return content, written
 
 

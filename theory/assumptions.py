@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import sympy as sp
 
+from ._print import text
+from .update_rule import Optimizer
+
 __all__ = [
     "COMMUTING",
     "CONSTANT_HESSIAN",
@@ -16,6 +19,7 @@ __all__ = [
     "SMALL_LEARNING_RATE",
     "WHITE_NOISE",
     "Assumption",
+    "domains",
     "stable",
 ]
 
@@ -29,7 +33,7 @@ class Assumption:
     conditions: tuple[sp.Basic, ...] = ()
 
     def __str__(self) -> str:
-        conditions = ", ".join(str(c) for c in self.conditions)
+        conditions = ", ".join(text(c) for c in self.conditions)
         return f"{self.statement} ({conditions})" if conditions else self.statement
 
 
@@ -56,6 +60,13 @@ SHUFFLED_EPOCHS = Assumption(
     "each epoch runs once through all M batches of a fresh shuffle; gradient noise does not depend on w",
 )
 SMALL_LEARNING_RATE = Assumption("small learning rate", "lr*h is small against 1: time may be taken as continuous")
+
+
+def domains(optimizer: Optimizer) -> tuple[Assumption, ...]:
+    """Return the assumption that the free hyper-parameters lie in their domains, beyond what their signs say."""
+    free = [optimizer.rule[name] for name in optimizer.unbound]
+    conditions = tuple(c for parameter in free for c in parameter.conditions)
+    return (Assumption("hyper-parameters", "the rule is defined", conditions),) if conditions else ()
 
 
 def stable(conditions: tuple[sp.Basic, ...]) -> Assumption:

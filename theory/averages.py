@@ -19,7 +19,7 @@ import sympy as sp
 from ..errors import InvalidRuleError
 from ._exact import present
 from .formula import Formula, Step
-from .powers import MatrixPower, Roots, characteristic_sequence, matrix_power, sequence_at
+from .powers import MatrixPower, Roots, characteristic_sequence, matrix_power, regime, sequence_at
 from .recursion import as_optimizer
 from .stationary import C_IJ, H_I, H_J, stationary_covariance
 from .transient import grouped, root_latex, stationary_symbols
@@ -74,7 +74,7 @@ def autocovariance(
         id=f"{optimizer.rule.name}.autocovariance{suffix}",
         equation=shown,
         symbols={"s": LAG, **limit.symbols},
-        assumptions=limit.assumptions,
+        assumptions=(*limit.assumptions, regime(power, roots)),
         defining=(),
         solution={},
         references=optimizer.rule.references,
@@ -171,7 +171,7 @@ def average_covariance(
         id=f"{optimizer.rule.name}.average_covariance",
         equation=shown,
         symbols={"K": WINDOW, **limit.symbols},
-        assumptions=limit.assumptions,
+        assumptions=(*limit.assumptions, *dict.fromkeys(regime(p, form) for p, form in zip(powers, roots, strict=True))),
         defining=(),
         solution={},
         references=("polyak1992", *optimizer.rule.references),

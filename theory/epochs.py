@@ -38,10 +38,10 @@ from ._epoch_kernels import (
     run_kernel,
 )
 from ._exact import present
-from .assumptions import CONSTANT_HESSIAN, SHUFFLED_EPOCHS, Assumption, stable
+from .assumptions import CONSTANT_HESSIAN, SHUFFLED_EPOCHS, Assumption, domains, stable
 from .formula import Formula, Step
-from .minibatch import BATCH_SIZE, NUM_EXAMPLES, batch_factor, own_symbols, rule_latex
-from .powers import MatrixPower, Roots, characteristic_sequence, matrix_power
+from .minibatch import BATCH_SIZE, NUM_EXAMPLES, batch_factor, rule_latex
+from .powers import MatrixPower, Roots, characteristic_sequence, matrix_power, regime
 from .recursion import as_optimizer
 from .stability import stability
 from .stationary import C_IJ, H_I, H_J, covariance_symbol
@@ -83,7 +83,7 @@ def epoch_noise() -> Formula:
         id="epoch_noise",
         equation=sp.Eq(two, -one / (BATCHES - 1), evaluate=False),
         symbols={"c_ab": one, "M": BATCHES},
-        assumptions=(SHUFFLED_EPOCHS,),
+        assumptions=(SHUFFLED_EPOCHS, Assumption("epochs", "an epoch has several batches", (sp.Le(2, BATCHES),))),
         defining=(sp.Eq(one + (BATCHES - 1) * two, 0, evaluate=False),),
         solution={two: -one / (BATCHES - 1)},
         references=("kuehn2023",),
@@ -226,12 +226,14 @@ def _law(optimizer: Optimizer, slots: tuple[str, str], roots: Pair, what: str) -
         id=f"{optimizer.rule.name}.{name}{suffix}",
         equation=sp.Eq(shown, expression, evaluate=False),
         symbols={**extra, "M": BATCHES, "h_i": H_I, "h_j": H_J, "c_ij": C_IJ,
-                 **own_symbols(optimizer, "k", "E", "M", "c_ij")},
+                 **optimizer.symbols},
         assumptions=(
             CONSTANT_HESSIAN,
             SHUFFLED_EPOCHS,
             stable(tuple(c.subs(conditions.h, h) for h in (H_I, H_J) for c in conditions.conditions)),
             Assumption("whole epochs", "an epoch has M batches of equal size", _bounds(what)),
+            *dict.fromkeys(regime(p, form) for p, form in zip(powers, roots, strict=True)),
+            *domains(optimizer),
         ),
         defining=(),
         solution={},
@@ -313,8 +315,9 @@ def _flat(optimizer: Optimizer) -> Formula:
     return Formula(
         id=f"{optimizer.rule.name}.epoch_flat_limit",
         equation=sp.Eq(shown, expression, evaluate=False),
-        symbols={"M": BATCHES, "c_ij": C_IJ, **own_symbols(optimizer, "k", "E", "M", "c_ij")},
-        assumptions=(*exact.assumptions[:2], Assumption("flat limit", "h_i and h_j tend to 0")),
+        symbols={"M": BATCHES, "c_ij": C_IJ, **optimizer.symbols},
+        assumptions=(*exact.assumptions[:2], Assumption("flat limit", "h_i and h_j tend to 0", (sp.Le(2, BATCHES),)),
+                     *domains(optimizer)),
         defining=(),
         solution={},
         references=("kuehn2023", *optimizer.rule.references),
@@ -387,8 +390,8 @@ def crossover_curvature(rule: UpdateRule | Optimizer) -> Formula:
     return Formula(
         id=f"{optimizer.rule.name}.crossover_curvature",
         equation=sp.Eq(shown, expression, evaluate=False),
-        symbols={"M": BATCHES, **own_symbols(optimizer, "M")},
-        assumptions=(CONSTANT_HESSIAN, SHUFFLED_EPOCHS, MANY_BATCHES),
+        symbols={"M": BATCHES, **optimizer.symbols},
+        assumptions=(CONSTANT_HESSIAN, SHUFFLED_EPOCHS, MANY_BATCHES, *domains(optimizer)),
         defining=(sp.Eq(white, plateau, evaluate=False),),
         solution={shown: expression},
         references=("kuehn2023", *optimizer.rule.references),

@@ -11,8 +11,11 @@ from typing import Any, Literal
 
 import sympy as sp
 
-from ..errors import HyperparameterError, ProofError
-from ._exact import is_zero, present
+from ..errors import HyperparameterError, InvalidProblemError, ProofError
+from ._evaluation import Outside, admits, evaluator, kind
+from ._exact import exact_numbers, is_zero, present
+from ._expansion import Undecided, after_long, approach, expand_about, tidied
+from ._print import text, typeset
 from .assumptions import Assumption
 from .references import bibtex
 
@@ -44,10 +47,6 @@ class Proof:
 
     def __repr__(self) -> str:
         return f"<Proof of {self.formula}: {_count(self.claims)} exactly>"
-
-
-def _complex_root(x: Any) -> Any:
-    return (x + 0j) ** 0.5
 
 
 def _count(claims: tuple[str, ...]) -> str:
@@ -171,69 +170,121 @@ class Formula:
             raise ProofError(self.id, statement, sp.factor(residual))
         claims.append(statement)
 
+    @property
+    def conditions(self) -> tuple[sp.Rel, ...]:
+        """When the formula holds: the conditions of all assumptions, domains of hyper-parameters included."""
+        return tuple(dict.fromkeys(c for a in self.assumptions for c in a.conditions if c != sp.true))
+
     def specialise(self, **values: Any) -> Formula:
         """Return the formula with symbols replaced, by role: ``formula.specialise(h_j="h_i", momentum=0)``.
 
-        A value may be a number, an expression, or the role of another symbol.
+        A value may be a number, an expression, or text in the roles of other symbols (``lr="1/(2*h_i)"``). A float is
+        taken at its exact value and printed as it was given. Symbols that are new become roles under their own name.
+
+        Raises
+        ------
+        HyperparameterError
+            If there is no such role, or a value lies outside the domain of its symbol or violates a condition.
+
+        Examples
+        --------
+        >>> from sgdcov.theory import sgd, stationary_covariance
+        >>> print(stationary_covariance(sgd).specialise(h_j="h_i", lr=0.1))
+        Sigma_ij = 0.1*c_ij/(h_i*(2 - 0.1*h_i))
         """
-        unknown = sorted(set(values) - set(self.symbols))
-        if unknown:
-            raise KeyError(f"{self.id} has no symbol {unknown[0]!r}; it has {', '.join(self.symbols)}.")
-        swap = {self.symbols[role]: self._value(value) for role, value in values.items()}
-        note = ", ".join(f"{self.symbols[role]} = {self._value(value)}" for role, value in values.items())
-        expression = self.expression.subs(swap, simultaneous=True)
-        if not self.where:
+        given = {role: self._value(role, value) for role, value in values.items()}
+        swap = {self.symbols[role]: value for role, value in given.items()}
+        note = ", ".join(f"{self.symbols[role]} = {text(value)}" for role, value in given.items())
+
+        def put(expression: Any) -> Any:
+            return expression.subs(swap, simultaneous=True)
+
+        expression = put(self.expression)
+        if not self.where and not expression.has(sp.MatrixSymbol) and expression.is_rational_function():
             expression = present(expression, self._sorted_by())
-        return replace(
+        kept = {role: s for role, s in self.symbols.items() if role not in values}
+        known = set(self.symbols.values())
+        new = sorted({s for v in swap.values() for s in v.free_symbols} - known, key=str)
+        special = replace(
             self,
             id=f"{self.id}[{note}]",
             equation=sp.Eq(self.equation.lhs, expression, evaluate=False),
-            symbols={r: s for r, s in self.symbols.items() if r not in values},
-            assumptions=tuple(
-                replace(a, conditions=tuple(c.subs(swap, simultaneous=True) for c in a.conditions))
-                for a in self.assumptions
-            ),
-            defining=tuple(
-                sp.Eq(e.lhs.subs(swap, simultaneous=True), e.rhs.subs(swap, simultaneous=True), evaluate=False)
-                for e in self.defining
-            ),
-            solution={k: v.subs(swap, simultaneous=True) for k, v in self.solution.items()},
-            where={k.subs(swap, simultaneous=True): v.subs(swap, simultaneous=True) for k, v in self.where.items()},
-            parts={k: v.subs(swap, simultaneous=True) for k, v in self.parts.items()},
-            identities=tuple((text, e.subs(swap, simultaneous=True)) for text, e in self.identities),
+            symbols={**kept, **{s.name: s for s in new}},
+            assumptions=tuple(replace(a, conditions=self._conditions_after(a, put, note)) for a in self.assumptions),
+            defining=tuple(sp.Eq(put(e.lhs), put(e.rhs), evaluate=False) for e in self.defining),
+            solution={k: put(v) for k, v in self.solution.items()},
+            where={put(k): put(v) for k, v in self.where.items()},
+            parts={k: put(v) for k, v in self.parts.items()},
+            identities=tuple((claim, put(e)) for claim, e in self.identities),
             derivation=(*self.derivation, Step(f"Specialise to {note}.", sp.Eq(self.equation.lhs, expression))),
-            exact=self.exact.specialise(**{r: v for r, v in values.items() if r in self.exact.symbols})
+            exact=self.exact.specialise(**{r: v for r, v in given.items() if r in self.exact.symbols})
             if self.exact
             else None,
         )
+        for condition in special.conditions:
+            if special.explicit(condition) == sp.false:
+                special._refuse(condition, note)
+        return special
 
-    def limit(self, role: str, value: Any, *, scale: sp.Expr | str | int = 1) -> sp.Expr:
-        """Return the limit of ``scale`` times the right-hand side as one symbol tends to a value.
+    def _conditions_after(self, assumption: Assumption, put: Callable[[Any], Any], note: str) -> tuple[sp.Basic, ...]:
+        after = []
+        for condition in assumption.conditions:
+            new = put(condition)
+            if new == sp.false:
+                self._refuse(condition, note)
+            if new != sp.true:
+                after.append(new)
+        return tuple(after)
+
+    def _refuse(self, condition: sp.Basic, note: str) -> None:
+        raise HyperparameterError(f"{self.id} does not hold at {note}: it needs {text(condition)}.", name=note)
+
+    def limit(self, role: str, value: Any, *, scale: Any = 1) -> sp.Expr:
+        """Return the limit of ``scale`` times the right-hand side, `where` written out, as one symbol tends to a value.
 
         Parameters
         ----------
         role : str
             Which symbol.
         value : number or expression
+            May lie on the edge of the formula's domain; it is approached from inside. ``sympy.oo`` for infinity.
         scale : expression or role, optional
             Factor that keeps the limit finite, for example ``scale="1/lr"`` as lr tends to 0.
 
+        Raises
+        ------
+        HyperparameterError
+            If there is no such role, the value lies outside the domain, or the limit is not decided by exact arithmetic
+            on power series.
+
         Examples
         --------
-        >>> from sgdcov.theory import sgd, stationary_covariance
+        >>> from sgdcov.theory import average_covariance, sgd, stationary_covariance
         >>> stationary_covariance(sgd).limit("lr", 0, scale="1/lr")
         c_ij/(h_i + h_j)
+        >>> average_covariance(sgd).limit("lr", 0)
+        0
         """
-        factor = sp.sympify(scale, locals=dict(self.symbols)) if isinstance(scale, str) else sp.sympify(scale)
-        target, symbol = sp.sympify(value), self.symbols[role]
-        expression = sp.cancel(sp.together(self.expression * factor))
-        numerator, denominator = sp.fraction(expression)
-        if target.is_finite and not is_zero(denominator.subs(symbol, target)):
-            return present(expression.subs(symbol, target), self._sorted_by())
-        return sp.factor(sp.limit(numerator / denominator, symbol, target))
+        symbol, target, factor = self._symbol(role), self._expression(value), self._expression(scale)
+        start, inner = approach(self, role, target)
+        terms = self._terms(role, f"limit at {role} = {text(target)}", factor, start, 1)
+        if not terms or terms[0][0] > 0:
+            return sp.Integer(0)
+        (power, coefficient), by = terms[0], self._sorted_by()
+        if power == 0:
+            return tidied(coefficient, by)
+        if inner and power % 2:
+            raise HyperparameterError(f"{self.id} has different limits from either side of {symbol} = {target}.",
+                                      name=role)  # fmt: skip
+        return sp.oo * sp.sign(tidied(coefficient, by))
 
     def series(self, role: str, order: int = 2) -> sp.Expr:
-        """Return the first ``order`` non-zero terms of the expansion of the right-hand side about ``role`` = 0.
+        """Return the first ``order`` non-zero terms of the expansion, `where` written out, about ``role`` = 0.
+
+        Raises
+        ------
+        HyperparameterError
+            If there is no such role, it is an integer, or exact arithmetic on power series does not give the terms.
 
         Examples
         --------
@@ -241,66 +292,82 @@ class Formula:
         >>> stationary_covariance(sgd).series("lr", 2)
         c_ij*h_i*h_j*lr**2/(h_i + h_j)**2 + c_ij*lr/(h_i + h_j)
         """
-        x = self.symbols[role]
-        numerator, denominator = (sp.Poly(part, x) for part in sp.fraction(sp.together(self.expression)))
-        above, below = (list(reversed(part.all_coeffs())) for part in (numerator, denominator))
-        lowest_above, lowest_below = (next(k for k, c in enumerate(part) if c != 0) for part in (above, below))
-        above, below = above[lowest_above:], below[lowest_below:]
-        quotient: list[sp.Expr] = []
-        while sum(c != 0 for c in quotient) < order and len(quotient) < order + len(above) + len(below):
-            k = len(quotient)
-            known = sum((below[k - m] * quotient[m] for m in range(max(0, k + 1 - len(below)), k)), sp.Integer(0))
-            coefficient = ((above[k] if k < len(above) else 0) - known) / below[0]
-            quotient.append(present(coefficient, self._sorted_by()) if not is_zero(coefficient) else sp.Integer(0))
-        return sp.Add(*(c * x ** (k + lowest_above - lowest_below) for k, c in enumerate(quotient)))
+        x = self._symbol(role)
+        if x.is_integer or isinstance(order, bool) or not isinstance(order, int) or order < 1:
+            raise HyperparameterError(
+                f"{self.id}: a series has order 1, 2, ... in a symbol that is no integer; got order={order!r} in {role}.",
+                name=role,
+            )
+        start, _ = approach(self, role, sp.Integer(0))
+        terms = self._terms(role, f"series in {role}", sp.Integer(1), (start[0], [start[1][0], sp.Integer(1)]), order)
+        return sp.Add(*(tidied(c, self._sorted_by()) * x**k for k, c in terms))
 
-    def explicit(self, expression: sp.Expr | None = None) -> sp.Expr:
-        """Return the right-hand side (or a part of it) with everything in ``where`` written out."""
+    def _terms(
+        self, role: str, what: str, factor: sp.Expr, start: tuple[int, list[sp.Expr]], wanted: int
+    ) -> list[tuple[int, sp.Expr]]:
+        self._require_scalar()
+        expression, where = self.expression * factor, dict(self.where)
+        if start[0] < 0 and self.symbols[role].is_integer:
+            expression, where = after_long(self, role, expression)
+        try:
+            return expand_about(expression, where, self.symbols[role], start, wanted)
+        except Undecided as error:
+            raise HyperparameterError(
+                f"the {what} of {self.id} is not decided exactly: {error}. Specialise more symbols, or expand "
+                f"formula.explicit() by sympy.limit or sympy.series.",
+                name=role,
+            ) from error
+
+    def explicit(self, expression: Any = None) -> Any:
+        """Return the right-hand side (or a part of it, or a condition) with everything in ``where`` written out."""
         written = self.expression if expression is None else expression
         for name, meaning in self.where.items():
             written = written.xreplace({name: meaning})
         return written
 
-    def lambdify(self, modules: str | list[Any] = "numpy") -> Callable[..., Any]:
+    def lambdify(
+        self, modules: Literal["numpy", "mpmath"] = "numpy", *, outside: Outside = "raise"
+    ) -> Callable[..., Any]:
         """Return the right-hand side as a function of keyword arguments named by role.
 
-        Characteristic roots may be complex; what is made of them is real, and its real part is returned.
+        Parameters
+        ----------
+        modules : {"numpy", "mpmath"}
+            With "numpy" the arguments are numbers or arrays that broadcast, taken at their exact value, and a float or
+            an array of doubles is returned: numbers are right to the last digits, elements of arrays to a relative
+            error of 1e-11. Where double precision cannot promise that, more digits are used. With "mpmath" the
+            arguments are numbers, and the value is right to the working precision.
+        outside : {"raise", "nan"}
+            What happens where a condition of the formula (`Formula.conditions`) or the kind of a symbol (integer,
+            positive, ...) is violated, or the right-hand side is undefined, in arrays at any element: an error that
+            names it, or nan at that element.
 
         Raises
         ------
         HyperparameterError
-            By the function, where the right-hand side is undefined: the form for distinct roots at critical damping.
+            By the function: if the roles are not those of the formula, an argument is no real number, or a condition
+            is violated. An equality (critical damping) counts as met up to the rounding of the arguments.
+        InvalidProblemError
+            If the formula states an equation between matrices, or, by the function, its value is no double.
+
+        Notes
+        -----
+        Characteristic roots may be complex; what is made of them is real. A value that is 0 to hundreds of digits is
+        returned as 0.
 
         Examples
         --------
         >>> from sgdcov.theory import sgd, stationary_covariance
-        >>> float(stationary_covariance(sgd).lambdify()(h_i=1.0, h_j=1.0, c_ij=1.0, lr=1.0))
+        >>> variance = stationary_covariance(sgd).lambdify()
+        >>> variance(h_i=1.0, h_j=1.0, c_ij=1.0, lr=1.0)
         1.0
+        >>> variance(h_i=1.0, h_j=1.0, c_ij=1.0, lr=5.0)
+        Traceback (most recent call last):
+        ...
+        sgdcov.errors.HyperparameterError: sgd.stationary_covariance does not hold at h_i=1.0, lr=5.0: it needs \
+h_i*lr < 2.
         """
-        roles = tuple(self.symbols)
-        given: list[Any] = [modules] if isinstance(modules, str) else list(modules)
-        # mpmath's own root is complex where it must be, and keeps every digit of a constant.
-        known = [{"sqrt": _complex_root}, *given] if self.where and "mpmath" not in given else given
-        function = sp.lambdify([self.symbols[r] for r in roles], self.explicit(), modules=known)
-
-        def evaluate(**values: Any) -> Any:
-            if set(values) != set(roles):
-                raise TypeError(f"{self.id} is a function of {', '.join(roles)}; got {', '.join(values) or 'nothing'}.")
-            if not self.where:
-                return function(*(values[r] for r in roles))
-            try:
-                value = function(*(values[r] for r in roles)).real
-                undefined = value != value
-            except ZeroDivisionError:
-                undefined = True
-            if bool(undefined.any() if hasattr(undefined, "any") else undefined):
-                message = f"{self.id} is undefined at {values}"
-                if any(str(symbol).startswith("r") for symbol in self.where):
-                    message += ": two characteristic roots are equal; ask for the form with roots='repeated'"
-                raise HyperparameterError(f"{message}.", name="roots")
-            return value
-
-        return evaluate
+        return evaluator(self, modules, outside)
 
     def latex(self, expression: sp.Basic | None = None) -> str:
         r"""Return the equation in LaTeX, with the letters that papers use.
@@ -317,10 +384,9 @@ class Formula:
         '\\frac{2 \\left(\\mu + 1\\right)}{h}'
         """
         if expression is not None:
-            return str(sp.latex(expression, symbol_names=dict(self.symbol_latex)))
+            return typeset(expression, self.symbol_latex)
         relation = r" \approx " if self.kind == "approximation" else " = "
-        sides = (sp.latex(side, symbol_names=dict(self.symbol_latex)) for side in (self.equation.lhs, self.expression))
-        return relation.join(sides)
+        return relation.join(typeset(side, self.symbol_latex) for side in (self.equation.lhs, self.expression))
 
     def bibtex(self) -> str:
         """Return the BibTeX entries of the references."""
@@ -331,17 +397,83 @@ class Formula:
 
     def __str__(self) -> str:
         sign = "~" if self.kind == "approximation" else "="
-        return f"{self.equation.lhs} {sign} {self.expression}"
+        return f"{self.equation.lhs} {sign} {text(self.expression)}"
 
     def __repr__(self) -> str:
         return f"<Formula {self.id}: {self}>"
 
     def __post_init__(self) -> None:
-        for name in ("symbols", "solution", "where", "parts", "symbol_latex"):
+        for name in _MAPPINGS:
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        self._require_distinct_names()
 
-    def _value(self, value: Any) -> sp.Expr:
-        return self.symbols[value] if isinstance(value, str) and value in self.symbols else sp.sympify(value)
+    def _require_distinct_names(self) -> None:
+        """Refuse two symbols with one name: they would read as one, and one keyword would stand for both."""
+        shown = {*self.symbols.values(), *self.equation.free_symbols}
+        for name, meaning in self.where.items():
+            shown |= name.free_symbols | meaning.free_symbols
+        named: dict[str, sp.Symbol] = {}
+        for symbol in sorted(shown, key=str):
+            if named.setdefault(symbol.name, symbol) != symbol:
+                raise HyperparameterError(
+                    f"{self.id}: {symbol.name!r} is a name that this formula uses; bind or rename the hyper-parameter, "
+                    f"or the symbol that is put in.",
+                    name=symbol.name,
+                )
+
+    def _require_scalar(self) -> None:
+        """Refuse what has no value at numbers: a statement about matrices."""
+        written = self.explicit()
+        if written.has(sp.MatrixSymbol) or written.free_symbols - set(self.symbols.values()):
+            raise InvalidProblemError(
+                f"{self.id} states an equation between matrices, of which numbers for {', '.join(self.symbols) or 'it'} "
+                f"do not make a number: {self}."
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, **{name: dict(getattr(self, name)) for name in _MAPPINGS}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()
+
+    def _value(self, role: str, value: Any) -> sp.Expr:
+        """Return what is put for a symbol, exactly; refuse what no symbol of this kind can be."""
+        symbol = self._symbol(role)
+        known = self._expression(value)
+        if known.is_number and not admits(symbol, known):
+            raise HyperparameterError(
+                f"{self.id}: {role}={text(known)} is not what {role} stands for: {kind(symbol)}.", name=role
+            )
+        return known
+
+    def _symbol(self, role: str) -> sp.Symbol:
+        if role not in self.symbols:
+            raise HyperparameterError(
+                f"{self.id} has no symbol {role!r}; it has {', '.join(self.symbols) or 'none'}.", name=role
+            )
+        return self.symbols[role]
+
+    def _expression(self, value: Any) -> sp.Expr:
+        """Return a number, an expression or text in the roles as an expression with exact numbers."""
+        if isinstance(value, str) and value in self.symbols:
+            return self.symbols[value]
+        try:
+            known = sp.sympify(value, locals=dict(self.symbols)) if isinstance(value, str) else sp.sympify(value)
+        except (sp.SympifyError, TypeError, AttributeError, SyntaxError, ValueError) as error:
+            raise HyperparameterError(f"{self.id}: {value!r} is no number or expression.", name=str(value)) from error
+        if not isinstance(known, sp.Expr):
+            raise HyperparameterError(f"{self.id}: {value!r} is no number or expression.", name=str(value))
+        strangers = sorted(known.free_symbols - set(self.symbols.values()), key=str) if isinstance(value, str) else []
+        if strangers:
+            raise HyperparameterError(
+                f"{self.id} has no symbol {strangers[0].name!r}, as in {value!r}; it has {', '.join(self.symbols)}.",
+                name=strangers[0].name,
+            )
+        return exact_numbers(known)
 
     def _sorted_by(self) -> tuple[sp.Symbol, ...]:
         return tuple(self.symbols[r] for r in ("h_i", "h_j") if r in self.symbols)
+
+
+_MAPPINGS = ("symbols", "solution", "where", "parts", "symbol_latex")

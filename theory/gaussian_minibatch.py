@@ -27,7 +27,7 @@ import sympy as sp
 
 from ..errors import InvalidRuleError
 from ._exact import present
-from .assumptions import GAUSSIAN_DATA, INDEPENDENT_BATCHES, Assumption, stable
+from .assumptions import GAUSSIAN_DATA, INDEPENDENT_BATCHES, Assumption, domains, stable
 from .formula import Formula, Step
 from .gaussian_moments import gaussian_fourth_moment
 from .minibatch import (
@@ -37,7 +37,6 @@ from .minibatch import (
     gradient_call,
     mean_displacement,
     minibatch_second_moment,
-    own_symbols,
     rule_latex,
     unit_kernels,
     where_decay_pulls,
@@ -110,8 +109,8 @@ def gaussian_minibatch_second_moment(rule: UpdateRule | Optimizer, slots: tuple[
         id=step.id.replace("minibatch_second_moment", "gaussian_minibatch_second_moment").split("[")[0],
         equation=sp.Eq(step.equation.lhs, expression, evaluate=False),
         symbols={**{r: s for r, s in step.symbols.items() if r not in dropped}, **own,
-                 **own_symbols(optimizer, *own)},
-        assumptions=(GAUSSIAN_DATA, INDEPENDENT_BATCHES, *where_decay_pulls(optimizer)),
+                 **optimizer.symbols},
+        assumptions=(GAUSSIAN_DATA, INDEPENDENT_BATCHES, *where_decay_pulls(optimizer), *domains(optimizer)),
         defining=tuple(e.subs(examples, simultaneous=True) for e in step.defining),
         solution={s: v.subs(examples, simultaneous=True) for s, v in step.solution.items()},
         references=("isserlis1918", *optimizer.rule.references),
@@ -270,12 +269,13 @@ def _law(optimizer: Optimizer, slots: tuple[str, str], tau: tuple[sp.Expr, sp.Ex
     return Formula(
         id=f"{optimizer.rule.name}.{name}" + ("" if slots == ("w", "w") else f"({slots[0]},{slots[1]})"),
         equation=sp.Eq(S_II, expression, evaluate=False),
-        symbols={**own, **own_symbols(optimizer, *own, "T", "c_i")},
+        symbols={**own, **optimizer.symbols},
         assumptions=(
             data,
             INDEPENDENT_BATCHES,
             stable(tuple(c.subs(conditions.h, H_I) for c in conditions.conditions)),
             replace(MEAN_SQUARE, conditions=(LOAD < 1, room > 0)),
+            *domains(optimizer),
         ),
         defining=(balance, trace, sp.Eq(S_II, one.kernel * noise, evaluate=False), sp.Eq(summand, 0, evaluate=False)),
         solution=solution,

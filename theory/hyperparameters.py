@@ -34,6 +34,15 @@ COMMON_DOMAINS: Mapping[str, sp.Interval] = {
     "weight_decay": NONNEGATIVE,
 }
 
+#: The hyper-parameters of the shipped rules, whose symbols no formula uses for anything else.
+_SHIPPED: Mapping[str, sp.Interval] = {
+    **COMMON_DOMAINS,
+    "beta": FRACTION,
+    "nu": sp.Interval(0, 1),
+    "rho": NONNEGATIVE,
+    "ema_decay": FRACTION,
+}
+
 _GREEK = {
     "lr": r"\eta",
     "momentum": r"\mu",
@@ -76,12 +85,26 @@ class Hyperparameter:
 
     @property
     def symbol(self) -> sp.Symbol:
-        """The symbol that stands for it while it is unbound, with the sign its domain implies."""
+        """The symbol that stands for it while it is unbound, with the sign its domain implies.
+
+        It differs from every symbol of the same name that a formula uses for something else.
+        """
+        own = {} if _SHIPPED.get(self.name) == self.domain else {"hyperparameter": True}
         if self.domain.inf > 0 or (self.domain.inf == 0 and self.domain.left_open):
-            return sp.Symbol(self.name, positive=True)
+            return sp.Symbol(self.name, positive=True, **own)
         if self.domain.inf == 0:
-            return sp.Symbol(self.name, nonnegative=True)
-        return sp.Symbol(self.name, real=True)
+            return sp.Symbol(self.name, nonnegative=True, **own)
+        return sp.Symbol(self.name, real=True, **own)
+
+    @property
+    def conditions(self) -> tuple[sp.Rel, ...]:
+        """The domain as conditions on the symbol, without what the sign of the symbol says."""
+        bounds: list[sp.Rel] = []
+        if self.domain.inf not in (0, -sp.oo):
+            bounds.append((sp.StrictLessThan if self.domain.left_open else sp.LessThan)(self.domain.inf, self.symbol))
+        if self.domain.sup != sp.oo:
+            bounds.append((sp.StrictLessThan if self.domain.right_open else sp.LessThan)(self.symbol, self.domain.sup))
+        return tuple(bounds)
 
     @property
     def latex(self) -> str:

@@ -18,7 +18,7 @@ from ..errors import InvalidRuleError
 from .assumptions import Assumption
 from .formula import Formula, Step
 from .gaussian_minibatch import LABEL_NOISE
-from .minibatch import BATCH_SIZE, own_symbols, rule_latex
+from .minibatch import BATCH_SIZE, rule_latex
 from .recursion import as_optimizer
 from .stationary import C_IJ, H_I, H_J, stationary_covariance
 from .update_rule import Optimizer, UpdateRule
@@ -124,7 +124,7 @@ def _with_noise(
     return Formula(
         id=f"{optimizer.rule.name}.{name}",
         equation=sp.Eq(shown, expression, evaluate=False),
-        symbols={"h_i": H_I, "h_j": H_J, **kept, **own, **own_symbols(optimizer, *own, "c_ij")},
+        symbols={"h_i": H_I, "h_j": H_J, **kept, **own, **optimizer.symbols},
         assumptions=law.assumptions,
         defining=(
             sp.Eq(noise, drawn, evaluate=False),
@@ -134,7 +134,7 @@ def _with_noise(
         references=(*references, *optimizer.rule.references),
         derivation=(Step(text, sp.Eq(noise, drawn, evaluate=False)), *law.derivation),
         symbol_latex={**law.symbol_latex, **rule_latex(optimizer), noise: "C_{ij}", SAME: r"\delta_{ij}",
-                      LABEL_NOISE: r"\sigma", INVERSE_TEMPERATURE: r"\beta"},
+                      LABEL_NOISE: r"\sigma", INVERSE_TEMPERATURE: r"\beta_T"},
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Exact statements are proved against the derived law; approximations carry their 
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import sympy as sp
 
@@ -44,7 +45,7 @@ def commuting_heavy_ball() -> Formula:
     Notes
     -----
     Putting pairs (i, j) in place of i is not a valid extension: off the diagonal the exact denominator has the further
-    term :math:`\eta\mu(h_i-h_j)^2/(1-\mu)`.
+    term :math:`\eta\mu(h_i-h_j)^2/(1-\mu^2)`.
 
     References
     ----------
@@ -157,7 +158,10 @@ def momentum_minibatch_covariance() -> Formula:
         id="ziyin2022strength.stationary_covariance",
         equation=sp.Eq(derived.equation.lhs, expression, evaluate=False),
         symbols={**{role: s for role, s in derived.symbols.items() if role != "U"}, "T": trace},
-        assumptions=derived.assumptions,
+        assumptions=tuple(
+            replace(a, conditions=tuple(c.subs(derived.symbols["U"], trace / b) for c in a.conditions))
+            for a in derived.assumptions
+        ),
         defining=(),
         solution={},
         references=("ziyin2022strength, Theorem 2, Eq. (6)",),

@@ -19,11 +19,11 @@ import sympy as sp
 
 from ..errors import HyperparameterError, InvalidProblemError, InvalidRuleError
 from ._exact import present
-from .assumptions import GAUSSIAN_DATA, INDEPENDENT_BATCHES, Assumption, stable
+from .assumptions import GAUSSIAN_DATA, INDEPENDENT_BATCHES, Assumption, domains, stable
 from .formula import Formula, Step
 from .gaussian_minibatch import LABEL_NOISE, direction
 from .hyperparameters import Number, _exact_rational
-from .minibatch import BATCH_SIZE, S_II, own_symbols, rule_latex
+from .minibatch import BATCH_SIZE, S_II, rule_latex
 from .recursion import as_optimizer
 from .stability import stability
 from .stationary import H_I
@@ -88,11 +88,13 @@ def _share(optimizer: Optimizer) -> Formula:
     return Formula(
         id=f"{optimizer.rule.name}.mean_square_share",
         equation=sp.Eq(share, one.share, evaluate=False),
-        symbols={"h_i": H_I, "batch_size": BATCH_SIZE, **own_symbols(optimizer, "batch_size", "u_i", "c_i", "level")},
+        symbols={"h_i": H_I, "batch_size": BATCH_SIZE, **optimizer.symbols},
         assumptions=(
             GAUSSIAN_DATA,
             INDEPENDENT_BATCHES,
             stable(tuple(c.subs(conditions.h, H_I) for c in conditions.conditions)),
+            Assumption("room", "the denominator of the share is positive", (BATCH_SIZE - one.seen * H_I**2 > 0,)),
+            *domains(optimizer),
         ),
         defining=(balance, collected),
         solution={share: one.share, noise: drawn},
@@ -307,18 +309,22 @@ def linear_scaling_gap(rule: UpdateRule | Optimizer) -> Formula:
     if one.displacement != 0:
         raise InvalidRuleError(f"{optimizer!r} has a stationary mean that is not the optimum; bind weight_decay=0.")
     lr = optimizer.rule["lr"].symbol
+    scaled = {lr: SCALE * lr, BATCH_SIZE: SCALE * BATCH_SIZE}
     # One direction: U is its own share, and (B - f h^2)(1 - U) = B - 2 f h^2.
     before = LABEL_NOISE**2 * H_I * one.kernel / (BATCH_SIZE - 2 * one.seen * H_I**2)
-    after = before.subs({lr: SCALE * lr, BATCH_SIZE: SCALE * BATCH_SIZE}, simultaneous=True)
+    after = before.subs(scaled, simultaneous=True)
     shown, start, end = sp.Symbol("gap", real=True), S_II, sp.Symbol("Sigma_ii(k)", nonnegative=True)
     expression = (SCALE - 1) * present((after / before - 1) / (SCALE - 1), (H_I,))
     load = one.share
     general = LABEL_NOISE**2 * H_I * one.kernel / ((BATCH_SIZE - one.seen * H_I**2) * (1 - load))
+    stable_once = (*_share(optimizer).conditions, BATCH_SIZE - 2 * one.seen * H_I**2 > 0)
+    conditions = (*stable_once, *(c.subs(scaled, simultaneous=True) for c in stable_once))
     return Formula(
         id=f"{optimizer.rule.name}.linear_scaling_gap",
         equation=sp.Eq(shown, expression, evaluate=False),
-        symbols={"h_i": H_I, "k": SCALE, "batch_size": BATCH_SIZE, **own_symbols(optimizer, "batch_size", "k", "gap")},
-        assumptions=(*_share(optimizer).assumptions, NO_DISPLACEMENT, Assumption("one direction", "d = 1")),
+        symbols={"h_i": H_I, "k": SCALE, "batch_size": BATCH_SIZE, **optimizer.symbols},
+        assumptions=(*_share(optimizer).assumptions, NO_DISPLACEMENT,
+                     Assumption("one direction", "d = 1, stable in mean square before and after", conditions)),
         defining=(sp.Eq(shown * start, end - start, evaluate=False),),
         solution={shown: expression, start: before, end: after},
         references=("goyal2017, the rule itself", *optimizer.rule.references),

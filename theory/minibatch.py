@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 
 import sympy as sp
 
-from ..errors import HyperparameterError, InvalidRuleError
+from ..errors import InvalidRuleError
 from ._exact import is_zero, present
-from .assumptions import INDEPENDENT_BATCHES, QUADRATIC_EXAMPLES, Assumption, stable
+from .assumptions import INDEPENDENT_BATCHES, QUADRATIC_EXAMPLES, Assumption, domains, stable
 from .formula import Formula, Step
 from .recursion import as_optimizer, recursion
 from .stability import stability
@@ -91,7 +91,8 @@ def minibatch_noise(*, replacement: bool = True) -> Formula:
         id=f"minibatch_noise({how} replacement)",
         equation=sp.Eq(shown, factor * population, evaluate=False),
         symbols={"batch_size": size, "num_examples": total, "sum_a": s_a, "sum_b": s_b, "sum_ab": s_ab},
-        assumptions=(Assumption("uniform batches", f"B of the N examples are drawn uniformly {how} replacement"),),
+        assumptions=(Assumption("uniform batches", f"B of the N examples are drawn uniformly {how} replacement",
+                                () if replacement else (size <= total, total > 1)),),
         defining=defining,
         solution={once: size / total, twice: size * (size - 1) / pairs, shown: factor * population},
         references=("cochran1977, Chapter 2",),
@@ -138,18 +139,6 @@ def gradient_call(optimizer: Optimizer) -> GradientCall:
             f"moments are closed for rules that call it once; additive noise (stationary_covariance) has no such limit."
         )
     return GradientCall(step.transition.subs(step.h, 0).as_immutable(), gain, point.as_immutable())
-
-
-def own_symbols(optimizer: Optimizer, *taken: str) -> dict[str, sp.Symbol]:
-    """Return the unbound hyper-parameters by role; refuse a name that the formula itself uses."""
-    clash = sorted({"h", "h_i", "h_j", *taken} & set(optimizer.unbound))
-    if clash:
-        raise HyperparameterError(
-            f"{optimizer.rule.name} has a hyper-parameter called {clash[0]!r}, a name that this formula uses; "
-            f"bind or rename it.",
-            name=clash[0],
-        )
-    return {name: optimizer.rule[name].symbol for name in optimizer.unbound}
 
 
 def rule_latex(optimizer: Optimizer) -> dict[sp.Symbol, str]:
@@ -251,9 +240,10 @@ def minibatch_second_moment(
             "h_i": H_I, "h_j": H_J, "batch_size": BATCH_SIZE,
             **({} if replacement else {"num_examples": NUM_EXAMPLES}),
             **{s.name: s for s in (*before, curvature, gradient, cross, cross_t)},
-            **own_symbols(optimizer, "batch_size", "num_examples"),
+            **optimizer.symbols,
         },
-        assumptions=(QUADRATIC_EXAMPLES, INDEPENDENT_BATCHES, *counted.assumptions, *where_decay_pulls(optimizer)),
+        assumptions=(QUADRATIC_EXAMPLES, INDEPENDENT_BATCHES, *counted.assumptions, *where_decay_pulls(optimizer),
+                     *domains(optimizer)),
         defining=defining,
         solution={**solution, noise: factor * spread},
         references=("mulayoff2024exact, stationary and for plain SGD", *optimizer.rule.references),
@@ -388,13 +378,14 @@ def _one_direction(optimizer: Optimizer, slots: tuple[str, str], replacement: bo
             "mean_square_g": spread,
             "batch_size": BATCH_SIZE,
             **({} if replacement else {"num_examples": NUM_EXAMPLES}),
-            **own_symbols(optimizer, "batch_size", "num_examples", "mean_square_h", "mean_square_g"),
+            **optimizer.symbols,
         },
         assumptions=(
             *one_step.assumptions,
             Assumption("one direction", "the weights are a single number"),
             stable(tuple(c.subs(conditions.h, H_I) for c in conditions.conditions)),
             replace_condition(MEAN_SQUARE, factor * (squared - h**2) * seen < 1),
+            Assumption("mean of squares", "it is at least the square of the mean", (squared >= h**2,)),
         ),
         defining=(
             sp.Eq(moment, seen * noise, evaluate=False),

@@ -19,12 +19,12 @@ from typing import Literal
 import sympy as sp
 
 from ..errors import InvalidRuleError
-from .assumptions import CONSTANT_HESSIAN, Assumption
+from .assumptions import CONSTANT_HESSIAN, Assumption, domains
 from .formula import Formula, Step
 from .recursion import as_optimizer, recursion
 from .update_rule import Optimizer, UpdateRule
 
-__all__ = ["MatrixPower", "Roots", "characteristic_sequence", "matrix_power"]
+__all__ = ["MatrixPower", "Roots", "characteristic_sequence", "matrix_power", "regime"]
 
 Roots = Literal["distinct", "repeated", "complex"]
 
@@ -144,8 +144,8 @@ def _sequence_formula(optimizer: Optimizer, roots: Roots, slots: tuple[str, ...]
     return Formula(
         id=f"{optimizer.rule.name}.characteristic_sequence({roots}){suffix}",
         equation=sp.Eq(p, closed(TIME), evaluate=False),
-        symbols={"k": TIME, "h": h, **{name: optimizer.rule[name].symbol for name in optimizer.unbound}},
-        assumptions=(CONSTANT_HESSIAN, _regime(power, roots)),
+        symbols={"k": TIME, "h": h, **optimizer.symbols},
+        assumptions=(CONSTANT_HESSIAN, regime(power, roots), *domains(optimizer)),
         defining=(),
         solution={},
         references=optimizer.rule.references,
@@ -271,7 +271,8 @@ def root_identities(
     )
 
 
-def _regime(power: MatrixPower, roots: Roots) -> Assumption:
+def regime(power: MatrixPower, roots: Roots) -> Assumption:
+    """Return what a form assumes of the characteristic roots."""
     if len(power.slots) == 1:
         return Assumption("one root", "the weights are the only slot")
     if len(power.slots) > 2:

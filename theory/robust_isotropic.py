@@ -15,16 +15,18 @@ The radius is explicit in the shrinkage. In one dimension there is the radial di
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Literal
 
 import sympy as sp
 
 from ..errors import InvalidProblemError
 from ._attacked import G_I
-from .assumptions import Assumption, stable
+from ._mean_pull import mean_pull
+from .assumptions import Assumption, domains, stable
 from .dual_norm import K_IJ, NORM, RADIUS, U_I, U_J, derive
 from .formula import Formula, Step
-from .minibatch import BATCH_SIZE, own_symbols
+from .minibatch import BATCH_SIZE
 from .recursion import as_optimizer
 from .robust_population import (
     A_I,
@@ -42,7 +44,6 @@ from .robust_population import (
     robust_noise,
 )
 from .robust_shrinkage import (
-    AT_MINIMISER,
     ISOTROPIC,
     ISOTROPIC_LATEX,
     LABEL_NOISE,
@@ -52,6 +53,7 @@ from .robust_shrinkage import (
     SHRUNK,
     STD,
     TRUE_NORM,
+    at_rest,
     isotropic_formula,
     isotropic_radius,
 )
@@ -137,12 +139,16 @@ def isotropic_covariance(rule: UpdateRule | Optimizer, direction: Direction = "t
         An approximation: the risk is taken as quadratic and the noise as that at the minimiser, an error of first order
         in lr for which there is no closed form. In ``radius``, ``shrinkage``, ``batch_size`` and the rule's own
         hyper-parameters. The part ``largest_lr``, in h, is there if the rule has one in closed form; that of the
-        transverse direction is the smaller.
+        transverse direction is the smaller. Weight decay of the rule moves the mean towards zero: then ``shrinkage`` is
+        that of the mean, where the gradient is -``pull`` times the weights; `isotropic_radius` with that pull puts it
+        on the radius.
 
     Raises
     ------
     InvalidProblemError
         If there is no such direction.
+    InvalidRuleError
+        If the rule has weight decay and calls its gradient more than once a step.
 
     Examples
     --------
@@ -155,26 +161,33 @@ def isotropic_covariance(rule: UpdateRule | Optimizer, direction: Direction = "t
     law = stationary_covariance(optimizer).specialise(h_j="h_i")
     h, c, shown = sp.Symbol("h", positive=True), sp.Symbol("c", nonnegative=True), sp.Symbol("Sigma", nonnegative=True)
     curvature, noise = _hessian(direction), _noise(direction)
+    pull, claims = mean_pull(optimizer)
+    # Both are written for a gradient of 0; at the mean it is -pull times the weights.
+    here = curvature.expression - (pull if direction == "transverse" else 0)
+    drawn = noise.expression - (pull**2 * SHRUNK**2 if direction == "radial" else 0)
     expression = law.expression.subs({H_I: h, DRAWN: c / BATCH_SIZE}, simultaneous=True)
     conditions = stability(optimizer)
-    own = own_symbols(optimizer, *curvature.symbols, "batch_size", "c")
+    own = optimizer.symbols
     rename = {H_I: h, H_J: h, DRAWN: c / BATCH_SIZE, law.equation.lhs: shown}
     return Formula(
         id=f"{optimizer.rule.name}.isotropic_covariance({direction})",
         equation=sp.Eq(shown, expression, evaluate=False),
         symbols={**noise.symbols, **curvature.symbols, "batch_size": BATCH_SIZE, **own},
-        assumptions=(ISOTROPIC, GAUSSIAN_INPUTS, AT_MINIMISER, stable(tuple(x.subs(conditions.h, h) for x in
+        assumptions=(ISOTROPIC, GAUSSIAN_INPUTS, at_rest(pull), stable(tuple(x.subs(conditions.h, h) for x in
                      conditions.conditions)), Assumption("local", "the risk is quadratic and the noise constant where "
-                     "the weights are")),
+                     "the weights are"), *domains(optimizer)),
         defining=tuple(sp.Eq(e.lhs.subs(rename, simultaneous=True), e.rhs.subs(rename, simultaneous=True),
                              evaluate=False) for e in law.defining),
         solution={s.subs(rename): v.subs(rename, simultaneous=True) for s, v in law.solution.items()},
         references=("javanmard2020", *optimizer.rule.references),
-        derivation=(Step("Curvature and noise at the robust minimiser, in this direction."),
+        derivation=(Step("The mean is where the gradient is -pull times the weights.", pull),
+                    Step("Curvature and noise there, in this direction."),
                     Step("The stationary law of the rule for them.", sp.Eq(shown, expression, evaluate=False))),
         kind="approximation",
-        where={h: curvature.expression, c: noise.expression, **MEANING},
-        parts={} if conditions.largest_lr is None else {"largest_lr": conditions.largest_lr.subs(conditions.h, h)},
+        where={h: here, c: drawn, **MEANING},
+        parts={"pull": pull, **({} if conditions.largest_lr is None else
+                                {"largest_lr": conditions.largest_lr.subs(conditions.h, h)})},
+        identities=(*claims, *_at_the_mean(direction, here, drawn, pull)),
         lemmas=(curvature, noise),
         symbol_latex={**ISOTROPIC_LATEX, **law.symbol_latex, shown: rf"\Sigma_{{\mathrm{{{direction}}}}}"},
     )  # fmt: skip
@@ -203,16 +216,19 @@ def isotropic_excess_risk(rule: UpdateRule | Optimizer) -> Formula:
     h, spread = sp.symbols("h_r h_t", positive=True), sp.symbols("Sigma_r Sigma_t", nonnegative=True)
     expression = h[0] * spread[0] / 2 + (dim - 1) * h[1] * spread[1] / 2
     where: dict[sp.Expr, sp.Expr] = {}
+    conditions: list[sp.Basic] = []
     for k, law in enumerate((radial, transverse)):
         own = {s: sp.Symbol(f"{s}_{'rt'[k]}", **s.assumptions0) for s in law.where if s.name in ("h", "c")}
         where[spread[k]] = law.expression.xreplace(own)
         where |= {own[s]: law.where[s] for s in own}
+        conditions += [c.xreplace(own) for c in law.conditions]
     total, lost = sp.symbols("trace other", real=True)
     return Formula(
         id=f"{as_optimizer(rule).rule.name}.isotropic_excess_risk",
         equation=sp.Eq(shown, expression, evaluate=False),
         symbols={**radial.symbols, **transverse.symbols, "dim": dim},
-        assumptions=radial.assumptions,
+        assumptions=(*(replace(a, conditions=()) for a in radial.assumptions),
+                     Assumption("conditions", "both directions are stable", tuple(dict.fromkeys(conditions)))),
         defining=(sp.Eq(2 * shown, total, evaluate=False), sp.Eq(total, h[0] * spread[0] + lost, evaluate=False),
                   sp.Eq(lost, (dim - 1) * h[1] * spread[1], evaluate=False)),
         solution={shown: expression, total: 2 * expression, lost: (dim - 1) * h[1] * spread[1]},
@@ -223,6 +239,26 @@ def isotropic_excess_risk(rule: UpdateRule | Optimizer) -> Formula:
         lemmas=(radial, transverse),
         symbol_latex=radial.symbol_latex,
     )  # fmt: skip
+
+
+def _at_the_mean(
+    direction: Direction, curvature: sp.Expr, noise: sp.Expr, pull: sp.Expr
+) -> tuple[tuple[str, sp.Expr], ...]:
+    """Return the claims that curvature and noise are the entries of the Hessian and the noise at the mean."""
+    norm = {T: RADIUS * SHRUNK, NORM: SHRUNK}
+    along = int(direction == "radial")
+    here = {S_IJ: STD**2, A_I: PULLED if along else 0, A_J: PULLED if along else 0, U_I: along, U_J: along,
+            K_IJ: 0 if along else 1 / NORM}  # fmt: skip
+    gradient = GRADIENT.subs({A_I: PULLED, U_I: 1})
+    general = robust_noise().expression.subs({G_I: -pull * SHRUNK if along else 0, G_J: -pull * SHRUNK if along else 0})
+    # The gradient is -pull |w| there: what the claim leaves over is a multiple of gradient + pull |w|.
+    left = 0 if along else (gradient + pull * SHRUNK) / SHRUNK
+    square = V**2 - PULLED**2 / STD**2
+    residual = (HESSIAN.subs(here) - curvature - left).subs(LABEL_NOISE**2, square)
+    return (
+        ("the curvature is the entry of the Hessian at the mean", residual.subs(norm)),
+        ("the noise is the entry at the mean", (general.subs(here) - noise).subs(norm)),
+    )
 
 
 @functools.cache

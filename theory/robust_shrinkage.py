@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import sympy as sp
@@ -26,7 +27,6 @@ SHRINKAGE = sp.Symbol("shrinkage", positive=True)
 TRUE_NORM = sp.Symbol("weight_norm", positive=True)
 LABEL_NOISE = sp.Symbol("label_noise", nonnegative=True)
 ISOTROPIC = Assumption("isotropic inputs", "S = std^2 I, and the attack is l2")
-AT_MINIMISER = Assumption("at the minimiser", "shrinkage is that of the radius (isotropic_radius); it lies in (0, 1]")
 #: What stands for what: v, then t.
 MEANING: dict[sp.Expr, sp.Expr] = {
     V: sp.sqrt(STD**2 * (1 - SHRINKAGE) ** 2 * TRUE_NORM**2 + LABEL_NOISE**2),
@@ -37,11 +37,28 @@ ISOTROPIC_LATEX = {**LATEX, STD: "s", SHRINKAGE: r"\alpha", TRUE_NORM: r"\omega"
 #: The minimiser's quantities along the weights: a, u and N.
 PULLED = -(STD**2) * (1 - SHRINKAGE) * TRUE_NORM
 SHRUNK = SHRINKAGE * TRUE_NORM
+#: How far radius and shrinkage may be from belonging together, relative to the pull of the data: the digits of a solver.
+TOGETHER = sp.Rational(1, 10**8)
+
+
+def at_rest(pull: sp.Expr) -> Assumption:
+    """Return the assumption that alpha w0 is where the gradient is -pull times the weights (pull 0: the minimiser)."""
+    gradient = GRADIENT.subs({A_I: PULLED, U_I: 1}) + pull * SHRUNK
+    together = sp.Le(sp.Abs(gradient), TOGETHER * (STD**2 * TRUE_NORM), evaluate=False)
+    where = "the minimiser" if pull == 0 else "the stationary mean, to which weight decay pulls the minimiser"
+    said = f"shrinkage is that of the radius (isotropic_radius) at {where}; it lies in (0, 1]"
+    return Assumption("at the minimiser" if pull == 0 else "at the mean", said, (together, sp.Le(SHRINKAGE, 1)))
 
 
 @functools.cache
-def isotropic_radius() -> Formula:
+def isotropic_radius(pull: sp.Expr | int = 0) -> Formula:
     r"""Derive the radius at which the robust minimiser is alpha w0.
+
+    Parameters
+    ----------
+    pull : sympy.Expr
+        Weight decay beside the risk: where risk + pull |w|^2/2 is least (`isotropic_covariance` names the pull of a
+        rule with weight decay).
 
     Returns
     -------
@@ -60,24 +77,30 @@ def isotropic_radius() -> Formula:
     0
     """
     root = sp.Symbol("root", positive=True)
-    penalty = (1 - SHRINKAGE) * STD**2 * TRUE_NORM
-    there = {NORM: SHRUNK, PENALTY: penalty}
+    penalty, pulled = (1 - SHRINKAGE) * STD**2 * TRUE_NORM, sp.sympify(pull) * SHRUNK
     general = robust_radius()
-    radicand = general.parts["radicand"].subs(there)
-    expression = general.expression.subs(there)
-    along = GRADIENT.subs({T: RADIUS * SHRUNK, A_I: PULLED, U_I: 1})
+    # N radius^2 + c0 (v - penalty N/v) radius - (penalty - pull N) = 0
+    linear = C0 * (V - penalty * SHRUNK / V)
+    radicand = linear**2 + 4 * SHRUNK * (penalty - pulled)
+    expression = (root - linear) / (2 * SHRUNK)
+    along = GRADIENT.subs({T: RADIUS * SHRUNK, A_I: PULLED, U_I: 1}) + pulled
     quadratic = sp.expand(along * V)
     claims = (
         ("the gradient along w0 vanishes there",
          quadratic.subs(RADIUS, expression) - V * (root**2 - radicand) / (4 * SHRUNK)),
         ("as the shrinkage tends to 0 it is the collapse radius: the gradient at zero weights",
          along.subs(SHRINKAGE, 0).subs(RADIUS, STD**2 * TRUE_NORM / (C0 * V))),
-        ("at shrinkage 1 it is 0", quadratic.subs({SHRINKAGE: 1, RADIUS: 0})),
+        ("without decay it is that of the general path",
+         expression - general.expression.subs({NORM: SHRUNK, PENALTY: penalty})),
+        ("at shrinkage 1 nothing but the pull is left", (quadratic - pulled * V).subs({SHRINKAGE: 1, RADIUS: 0})),
     )  # fmt: skip
     where = {root: sp.sqrt(radicand), V: MEANING[V], C0: MEANING[C0]}
-    return isotropic_formula("isotropic_radius", RADIUS, expression, where, claims,
+    name = "isotropic_radius" if pull == 0 else f"isotropic_radius({pull})"
+    formula = isotropic_formula(name, RADIUS, expression, where, claims,
                     (Step("S(w - w0) = -s^2 (1 - alpha) w0, so the penalty is s^2 (1 - alpha) |w0|."),
                      Step("Take the radius of that penalty.")), (general,))  # fmt: skip
+    attacked = Assumption("attacked", "the weights are no larger than without an attack", (sp.Le(pulled, penalty),))
+    return replace(formula, assumptions=(*formula.assumptions, attacked))
 
 
 @functools.cache
@@ -210,7 +233,7 @@ def isotropic_formula(
         id=name,
         equation=sp.Eq(shown, expression, evaluate=False),
         symbols={s.name: s for s in sorted(explicit.free_symbols, key=str)},
-        assumptions=(ISOTROPIC, GAUSSIAN_INPUTS, *(() if shown == RADIUS else (AT_MINIMISER,))),
+        assumptions=(ISOTROPIC, GAUSSIAN_INPUTS, *(() if shown == RADIUS else (at_rest(sp.Integer(0)),))),
         defining=(),
         solution={},
         references=("javanmard2020", "xing2021"),

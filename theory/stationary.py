@@ -16,9 +16,9 @@ from collections.abc import Mapping
 
 import sympy as sp
 
-from ..errors import HyperparameterError, InvalidRuleError, NonStationaryError
+from ..errors import InvalidRuleError, NonStationaryError
 from ._exact import is_zero, present, solve_pair_stein
-from .assumptions import CONSTANT_HESSIAN, WHITE_NOISE, stable
+from .assumptions import CONSTANT_HESSIAN, WHITE_NOISE, domains, stable
 from .formula import Formula, Step
 from .recursion import Recursion, as_optimizer, recursion
 from .stability import stability
@@ -136,8 +136,8 @@ def _covariance_formula(optimizer: Optimizer, slots: tuple[str, str]) -> Formula
     return Formula(
         id=f"{optimizer.rule.name}.stationary_covariance{suffix}",
         equation=sp.Eq(unknowns[shown], expression, evaluate=False),
-        symbols={"h_i": H_I, "h_j": H_J, "c_ij": C_IJ, **_unbound_symbols(optimizer)},
-        assumptions=(CONSTANT_HESSIAN, WHITE_NOISE, stable(tuple(at_pair))),
+        symbols={"h_i": H_I, "h_j": H_J, "c_ij": C_IJ, **optimizer.symbols},
+        assumptions=(CONSTANT_HESSIAN, WHITE_NOISE, stable(tuple(at_pair)), *domains(optimizer)),
         defining=_stein_equations(step, unknowns),
         solution=solution,
         references=("liu2021noise", *optimizer.rule.references),
@@ -212,11 +212,12 @@ def _mean_formula(optimizer: Optimizer) -> Formula:
     return Formula(
         id=f"{optimizer.rule.name}.stationary_mean",
         equation=shown,
-        symbols={"h_i": H_I, "w_star": W_STAR, **_unbound_symbols(optimizer)},
+        symbols={"h_i": H_I, "w_star": W_STAR, **optimizer.symbols},
         assumptions=(
             CONSTANT_HESSIAN,
             WHITE_NOISE,
             stable(tuple(c.subs(conditions.h, H_I) for c in conditions.conditions)),
+            *domains(optimizer),
         ),
         defining=tuple(sp.Eq(s, m, evaluate=False) for s, m in zip(unknowns, moved, strict=True)),
         solution=solution,
@@ -256,16 +257,6 @@ def covariance_symbol(first: str, second: str) -> sp.Symbol:
 def _covariance_latex(names: tuple[str, ...], key: tuple[int, int]) -> str:
     first, second = (names[k].replace("_", r"\_") for k in key)
     return r"\Sigma_{ij}" if key == (0, 0) else rf"\Sigma^{{\mathrm{{{first},{second}}}}}_{{ij}}"
-
-
-def _unbound_symbols(optimizer: Optimizer) -> dict[str, sp.Symbol]:
-    clash = sorted({"h_i", "h_j", "c_ij", "w_star", "h"} & set(optimizer.unbound))
-    if clash:
-        raise HyperparameterError(
-            f"{optimizer.rule.name} has a hyper-parameter called {clash[0]!r}, a name that formulas use; rename it.",
-            name=clash[0],
-        )
-    return {name: optimizer.rule[name].symbol for name in optimizer.unbound}
 
 
 def _symbol_latex(optimizer: Optimizer) -> dict[sp.Symbol, str]:

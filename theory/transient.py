@@ -22,9 +22,9 @@ from dataclasses import replace
 import sympy as sp
 
 from ..errors import HyperparameterError, InvalidRuleError
-from .assumptions import CONSTANT_HESSIAN, WHITE_NOISE, Assumption
+from .assumptions import CONSTANT_HESSIAN, WHITE_NOISE, Assumption, domains
 from .formula import Formula, Step
-from .powers import TIME, Roots, characteristic_sequence, matrix_power, sequence_at
+from .powers import TIME, Roots, characteristic_sequence, matrix_power, regime, sequence_at
 from .recursion import as_optimizer
 from .rules import heavy_ball, polyak, sgd
 from .stability import stability
@@ -135,7 +135,7 @@ def transient_mean(rule: UpdateRule | Optimizer, *, roots: Roots = "distinct") -
         id=f"{optimizer.rule.name}.transient_mean",
         equation=shown,
         symbols={"k": TIME, **limit.symbols, **{s.name: s for s in start}},
-        assumptions=(CONSTANT_HESSIAN, WHITE_NOISE, NO_UNIT_PRODUCT),
+        assumptions=(CONSTANT_HESSIAN, WHITE_NOISE, NO_UNIT_PRODUCT, regime(power, roots), *domains(optimizer)),
         defining=(),
         solution={},
         references=optimizer.rule.references,
@@ -170,7 +170,9 @@ def _covariance_formula(optimizer: Optimizer, slots: tuple[str, str], roots: tup
         id=f"{optimizer.rule.name}.transient_covariance" + ("" if slots == ("w", "w") else f"({slots[0]},{slots[1]})"),
         equation=equation,
         symbols={"k": TIME, **limit.symbols, **{s.name: s for s in start}},
-        assumptions=(CONSTANT_HESSIAN, WHITE_NOISE, NO_UNIT_PRODUCT),
+        assumptions=(CONSTANT_HESSIAN, WHITE_NOISE, NO_UNIT_PRODUCT,
+                     *dict.fromkeys(regime(p, form) for p, form in zip(powers, roots, strict=True)),
+                     *domains(optimizer)),
         defining=(),
         solution={},
         references=("xu2024dynamics, Theorem 4.7 (as far as known)", *optimizer.rule.references),

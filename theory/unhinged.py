@@ -22,7 +22,8 @@ import sympy as sp
 
 from ..errors import InvalidProblemError
 from ._attacked import H_IJ, LABEL, X_I, X_J, attack, norm_key
-from .assumptions import Assumption, stable
+from ._mean_pull import mean_pull
+from .assumptions import Assumption, domains, stable
 from .dual_norm import (
     K_IJ,
     NORM,
@@ -41,7 +42,7 @@ from .dual_norm import (
     worst_case_shift,
 )
 from .formula import Formula, Step
-from .minibatch import BATCH_SIZE, NUM_EXAMPLES, minibatch_noise, own_symbols, rule_latex
+from .minibatch import BATCH_SIZE, NUM_EXAMPLES, minibatch_noise, rule_latex
 from .recursion import as_optimizer
 from .stability import stability
 from .stationary import C_IJ as DRAWN
@@ -315,12 +316,16 @@ def unhinged_covariance(
         the radius changes nothing. Across it the curvature rises with the radius; the part ``slope`` is the derivative
         of the variance in the curvature: for plain SGD it is negative as long as lr*h < 1, half the stable limit, and
         there the variance falls with the radius. An approximation in one respect: the dual norm is not quadratic. (For
-        linf, inside a cell of constant signs, it is linear, and the law is exact.)
+        linf, inside a cell of constant signs, it is linear, and the law is exact.) Weight decay of the rule, beside
+        that of the loss, moves the mean towards zero, where the dual norm curves more: the curvature is that at the
+        mean, and the part ``pull`` is what the rule adds to the decay there.
 
     Raises
     ------
     InvalidProblemError
         If there is no such direction.
+    InvalidRuleError
+        If the rule has weight decay and calls its gradient more than once a step.
 
     Examples
     --------
@@ -329,6 +334,9 @@ def unhinged_covariance(
     Sigma ~ lr*noise/(h*(-h*lr + 2))
     >>> unhinged_covariance(sgd).parts["slope"]
     2*lr*noise*(h*lr - 1)/(h**2*(h*lr - 2)**2)
+    >>> from sgdcov.theory import sgdw
+    >>> unhinged_covariance(sgdw).parts["pull"]
+    weight_decay*(1 - momentum)
     """
     if direction not in ("radial", "transverse"):
         raise InvalidProblemError(f"direction must be 'radial' or 'transverse'; got {direction!r}.")
@@ -336,28 +344,39 @@ def unhinged_covariance(
     law = stationary_covariance(optimizer).specialise(h_j="h_i")
     h, noise = sp.Symbol("h", positive=True), sp.Symbol("noise", nonnegative=True)
     shown = sp.Symbol("Sigma", nonnegative=True)
+    pull, claims = mean_pull(optimizer)
+    length = (MEAN_NORM - RADIUS) / (DECAY + pull)  # of the mean weights, along m
     curvature = unhinged_hessian(2).parts[direction]
+    if pull != 0 and direction == "transverse":
+        curvature = DECAY + RADIUS / length
     rename = {H_I: h, H_J: h, DRAWN: noise, law.equation.lhs: shown}
     expression = law.expression.xreplace(rename)
     conditions = stability(optimizer)
-    own = own_symbols(optimizer, "noise", *(s.name for s in curvature.free_symbols))
+    own = optimizer.symbols
     slope = sp.factor(sp.diff(expression, h))
     return Formula(
         id=f"{optimizer.rule.name}.unhinged_covariance({direction})",
         equation=sp.Eq(shown, expression, evaluate=False),
         symbols={"noise": noise, **norm_symbols(curvature), **own},
         assumptions=(attack(sp.Integer(2)), LABELS, BELOW, stable(tuple(c.subs(conditions.h, h) for c in
-                     conditions.conditions)), Assumption("local", "the loss is quadratic where the weights are")),
+                     conditions.conditions)), Assumption("local", "the loss is quadratic where the weights are"), *domains(optimizer)),
         defining=tuple(sp.Eq(e.lhs.xreplace(rename), e.rhs.xreplace(rename), evaluate=False) for e in law.defining),
         solution={s.xreplace(rename): v.xreplace(rename) for s, v in law.solution.items()},
         references=(*REFERENCES, *optimizer.rule.references),
-        derivation=(Step("The curvature of this direction, and noise that the radius does not change."),
+        derivation=(Step("Weight decay of the rule: the mean is where the gradient is -pull w.", pull),
+                    Step("The curvature of this direction there, and noise that the radius does not change."),
                     Step("The stationary law of the rule.", sp.Eq(shown, expression, evaluate=False))),
         kind="approximation",
         where={h: curvature},
-        parts={"slope": slope},
+        parts={"slope": slope, "pull": pull},
+        identities=(
+            *claims,
+            ("the gradient at the mean is -pull w, along m", -MEAN_NORM + RADIUS + (DECAY + pull) * length),
+            ("the curvature there is decay + radius K, K = 1/|w| across the weights and 0 along them",
+             DECAY + (RADIUS / length if direction == "transverse" else 0) - curvature),
+        ),
         lemmas=(unhinged_hessian(2), unhinged_noise()),
-        symbol_latex={**rule_latex(optimizer), **LATEX, h: "h", noise: "c"},
+        symbol_latex={**rule_latex(optimizer), **LATEX, DECAY: r"\lambda_0", h: "h", noise: "c"},
     )  # fmt: skip
 
 

@@ -107,6 +107,11 @@ class Optimizer:
         return tuple(p.name for p in self.rule.hyperparameters if p.name not in self.values)
 
     @property
+    def symbols(self) -> Mapping[str, sp.Symbol]:
+        """The symbols of the unbound hyper-parameters, by name."""
+        return MappingProxyType({name: self.rule[name].symbol for name in self.unbound})
+
+    @property
     def exact(self) -> Mapping[str, sp.Expr]:
         """Every hyper-parameter as theory sees it: an exact rational, or a symbol while unbound."""
         values, parameters = self.values, self.rule.hyperparameters
@@ -204,6 +209,11 @@ def update_rule(
         name = getattr(function, "__name__", "rule")
         if not slots or len(set(slots)) != len(slots):
             raise InvalidRuleError(f"update rule {name!r} needs distinct slot names, got {tuple(slots)!r}.")
+        if len({f"{a}_{b}" for a in slots for b in slots}) != len(slots) ** 2:
+            raise InvalidRuleError(
+                f"update rule {name!r} has slots whose pairs read alike once joined by '_', got {tuple(slots)!r}; "
+                f"formulas name covariances of slots that way. Rename one."
+            )
         parameters = _hyperparameters(name, function, domains or {})
         rule = UpdateRule(function, name, tuple(slots), parameters, tuple(references))
         # What functools.update_wrapper does, past the frozen dataclass: the rule reads and pickles as its function.

@@ -505,7 +505,7 @@ def test_an_approximation_without_a_closed_exact_law_has_no_error():
 
 def test_at_the_threshold_itself_the_law_is_undefined():
     law = gaussian_minibatch_covariance(sgd, eigenvalues=[1]).lambdify()
-    with pytest.raises(HyperparameterError, match=r"undefined at .*'lr': 1.0\}\.$"):
+    with pytest.raises(HyperparameterError, match=r"does not hold at batch_size=2, lr=1.0: it needs U < 1\.$"):
         law(h_i=1.0, label_noise=1.0, batch_size=2, lr=1.0)
 
 

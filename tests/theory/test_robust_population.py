@@ -30,6 +30,7 @@ from sgdcov.theory import (
     robust_radius,
     robust_risk,
     sgd,
+    sgdw,
     stationary_covariance,
 )
 
@@ -251,7 +252,7 @@ def test_weights_collapse_at_the_radius_stated(norm):
             return evaluate(robust_risk(norm), given_at(norm, w, size, 0, 0))
 
         for factor, falls in ((mp.mpf("0.99"), True), (mp.mpf("1.01"), False)):
-            at_zero = risk([mp.mpf(0)] * 2, radius * factor)
+            at_zero = risk([mp.mpf(10) ** -25] * 2, radius * factor)  # a norm has to be positive
             assert any(risk(w, radius * factor) < at_zero for w in steps) == falls
 
 
@@ -342,7 +343,8 @@ def test_the_shrinkage_at_its_ends():
 @pytest.mark.parametrize("rule", [sgd, heavy_ball], ids=lambda rule: rule.name)
 @pytest.mark.parametrize("direction", ["radial", "transverse"])
 def test_the_isotropic_covariance_is_the_additive_law_of_its_direction(rule, direction):
-    point = {"radius": 0.5, "shrinkage": 0.6, "std": 1.0, "weight_norm": 1.0, "label_noise": 0.8}
+    point = {"shrinkage": 0.6, "std": 1.0, "weight_norm": 1.0, "label_noise": 0.8}
+    point["radius"] = isotropic_radius().lambdify()(**point)
     own = {"lr": 0.1, "momentum": 0.9} if rule is heavy_ball else {"lr": 0.1}
     h, c = (evaluate(make(direction), point) for make in (isotropic_hessian, isotropic_noise))
     plain = stationary_covariance(rule).lambdify()(h_i=float(h), h_j=float(h), c_ij=float(c) / 8, **own)
@@ -350,6 +352,41 @@ def test_the_isotropic_covariance_is_the_additive_law_of_its_direction(rule, dir
     assert law.lambdify()(**point, **own, batch_size=8) == pytest.approx(plain, rel=1e-12)
     assert law.kind == "approximation"
     assert law.prove().claims
+
+
+@pytest.mark.parametrize("optimizer", [sgd(lr=0.1, weight_decay=0.2), sgdw(lr=0.1, momentum=0.5, weight_decay=0.4)],
+                         ids=lambda o: o.rule.name)  # fmt: skip
+def test_weight_decay_of_a_rule_moves_the_robust_mean(optimizer):
+    """The mean minimises risk + pull |w|^2/2, by differences of the risk; curvature and noise are those there."""
+    with mp.workdps(40):
+        one, pull, alpha, s, length, sigma = mp.mpf(1), mp.mpf(0.2), mp.mpf(3) / 5, mp.mpf(2), mp.mpf(1.5), mp.mpf(0.5)
+        point = {"shrinkage": alpha, "std": s, "weight_norm": length, "label_noise": sigma}
+        law = isotropic_covariance(optimizer)
+        radius = evaluate(isotropic_radius(law.parts["pull"]), point)
+
+        def risk(along, across):
+            v = mp.sqrt(s**2 * ((along - length) ** 2 + across**2) + sigma**2)
+            t = radius * mp.sqrt(along**2 + across**2)
+            return (v**2 + 2 * mp.sqrt(2 / mp.pi) * v * t + t**2) / 2
+
+        at, step = alpha * length, mp.mpf(10) ** -12
+        slope = (risk(at + step, 0) - risk(at - step, 0)) / (2 * step)
+        assert abs(slope + pull * at) < mp.mpf(10) ** -20
+        moved = {"radial": (step, 0 * one), "transverse": (0 * one, step)}
+        for direction, (dx, dy) in moved.items():
+            bent = (risk(at + dx, dy) + risk(at - dx, -dy) - 2 * risk(at, 0)) / step**2
+            v = mp.sqrt(s**2 * (at - length) ** 2 + sigma**2)
+            own = {"u_i": 1, "a_i": s**2 * (at - length), "g_i": -pull * at} if direction == "radial" else {}
+            entries = {f"{name}_{k}": own.get(f"{name}_i", 0) for name in "uag" for k in "ij"}
+            noise = robust_noise()
+            given = {noise.symbols[r]: x for r, x in {"norm_w": at, "radius": radius, "v": v, "S_ij": s**2}.items()}
+            given |= {noise.symbols[r]: entries[r] for r in ("a_i", "a_j", "g_i", "g_j")}
+            given |= {noise.symbols[f"w_{k}"]: entries[f"u_{k}"] * at for k in "ij"}
+            drawn = mp.mpf(sp.N(noise.explicit().subs(given), 30))
+            plain = stationary_covariance(optimizer).lambdify("mpmath")(h_i=bent, h_j=bent, c_ij=drawn / 8)
+            closed = isotropic_covariance(optimizer, direction).lambdify("mpmath")(**point, radius=radius, batch_size=8)
+            assert abs(closed / plain - 1) < mp.mpf(10) ** -12
+        assert law.prove().claims
 
 
 @pytest.mark.parametrize(("noise", "widens"), [("1/2", True), ("3", False)])
@@ -371,7 +408,8 @@ def test_a_small_radius_widens_or_narrows_the_law_as_stated(noise, widens):
 
 
 def test_the_excess_risk_adds_up_the_directions():
-    point = {"radius": 0.4, "shrinkage": 0.7, "std": 1.0, "weight_norm": 1.2, "label_noise": 0.8}
+    point = {"shrinkage": 0.7, "std": 1.0, "weight_norm": 1.2, "label_noise": 0.8}
+    point["radius"] = isotropic_radius().lambdify()(**point)
     step = {"lr": 0.2, "batch_size": 4}
     total = 0.0
     for direction, count in (("radial", 1), ("transverse", 6)):

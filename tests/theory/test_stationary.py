@@ -255,7 +255,7 @@ def test_specialised_formulas_still_prove_themselves():
     formula = stationary_covariance(heavy_ball).specialise(momentum=sp.Rational(9, 10), h_j="h_i")
     assert formula.prove().claims
     assert set(formula.symbols) == {"h_i", "c_ij", "lr"}
-    with pytest.raises(KeyError, match="no symbol 'nu'"):
+    with pytest.raises(HyperparameterError, match="no symbol 'nu'"):
         formula.specialise(nu=1)
 
 
@@ -265,7 +265,7 @@ def test_lambdified_formula_takes_roles():
         {H_I: 1, H_J: 2, C: 3, LR: sp.Rational(1, 4), MU: sp.Rational(1, 2)}
     )
     assert evaluate(h_i=1.0, h_j=2.0, c_ij=3.0, lr=0.25, momentum=0.5) == pytest.approx(float(exact), rel=1e-15)
-    with pytest.raises(TypeError, match="is a function of h_i, h_j, c_ij, lr, momentum"):
+    with pytest.raises(HyperparameterError, match="is a function of h_i, h_j, c_ij, lr, momentum"):
         evaluate(h_i=1.0)
 
 
@@ -288,7 +288,7 @@ def test_what_cannot_be_derived_is_refused():
         (w,) = state
         return (w - h_i * grad(w),)
 
-    with pytest.raises(HyperparameterError, match="a name that formulas use"):
+    with pytest.raises(HyperparameterError, match="a name that this formula uses"):
         stationary_covariance(clash)
 
 

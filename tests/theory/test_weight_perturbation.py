@@ -12,6 +12,7 @@ from sgdcov.errors import ProofError
 from sgdcov.theory import (
     isotropic_covariance,
     isotropic_hessian,
+    isotropic_radius,
     normalised_example_loss,
     normalised_perturbation_closure,
     normalised_perturbation_covariance,
@@ -206,7 +207,8 @@ def test_the_mean_inverse_length_to_second_order_in_the_spread():
 
 def test_it_composes_with_the_radius():
     """`isotropic_covariance(sam)` is the gain times plain SGD's, at the curvature of the radius."""
-    point = {"radius": 0.4, "shrinkage": 0.7, "std": 1.0, "weight_norm": 1.0, "label_noise": 1.0}
+    point = {"shrinkage": 0.7, "std": 1.0, "weight_norm": 1.0, "label_noise": 1.0}
+    point["radius"] = isotropic_radius().lambdify()(**point)
     for direction in ("radial", "transverse"):
         h = isotropic_hessian(direction).lambdify()(**point)
         gain = weight_perturbation_gain().lambdify()(h_i=h, lr=0.1, rho=0.2)
