@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import sympy as sp
 
+from ._immutable import Immutable
 from ._print import text
 from .update_rule import Optimizer
 
@@ -25,7 +26,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Assumption:
+class Assumption(Immutable):
     """One assumption: a name, what it says, and, where it is one, the conditions on the symbols."""
 
     name: str

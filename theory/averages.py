@@ -32,7 +32,7 @@ WINDOW = sp.Symbol("K", integer=True, positive=True)
 
 
 def autocovariance(
-    rule: UpdateRule | Optimizer, slots: tuple[str, str] = ("w", "w"), *, roots: Roots = "distinct"
+    rule: UpdateRule | Optimizer, slots: tuple[str, str] | None = None, *, roots: Roots = "distinct"
 ) -> Formula:
     """Derive the covariance of one slot with another one s steps earlier, at the stationary law.
 
@@ -60,16 +60,15 @@ def autocovariance(
     Gamma_ij(s) = Sigma_ij*p_i(s)
     """
     optimizer = as_optimizer(rule)
-    if len(slots) != 2 or not set(slots) <= set(optimizer.rule.slots):
-        raise InvalidRuleError(f"{optimizer.rule.name} has the slots {optimizer.rule.slots}; got {slots!r}.")
+    slots = optimizer.pair(slots)
     power = matrix_power(optimizer, H_I, slots)
     values, where = sequence_at(power, "i", roots, LAG)
     limit = stationary_covariance(optimizer, slots)
-    settled = stationary_symbols(power.slots)
+    settled = stationary_symbols(optimizer, power.slots)
     row = power.at(values).row(power.slots.index(slots[0]))
     expression = grouped((row * settled)[power.slots.index(slots[1])], list(settled))
     shown = sp.Eq(sp.Function("Gamma_ij")(LAG), expression, evaluate=False)
-    suffix = "" if slots == ("w", "w") else f"({slots[0]},{slots[1]})"
+    suffix = optimizer.tag(slots)
     return Formula(
         id=f"{optimizer.rule.name}.autocovariance{suffix}",
         equation=shown,
@@ -112,7 +111,7 @@ def autocorrelation_time(rule: UpdateRule | Optimizer) -> Formula:
     law = stationary_covariance(optimizer).specialise(h_j="h_i")
     expression = present(limit.expression / law.expression, (H_I,))
     later = (power.transition * _resolvent(power)).row(0)
-    first_column = [law.solution[z] for z in stationary_symbols(power.slots).col(0)]
+    first_column = [law.solution[z] for z in stationary_symbols(optimizer, power.slots).col(0)]
     summed = sp.Add(*(2 * g * z for g, z in zip(later, first_column, strict=True)), (1 - expression) * law.expression)
     shown = sp.Eq(sp.Symbol("tau_i", positive=True), expression, evaluate=False)
     return Formula(
@@ -160,7 +159,7 @@ def average_covariance(
     optimizer = as_optimizer(rule)
     powers = [matrix_power(optimizer, h, optimizer.rule.slots[:1]) for h in (H_I, H_J)]
     limit = stationary_covariance(optimizer)
-    settled = stationary_symbols(powers[0].slots)
+    settled = stationary_symbols(optimizer, powers[0].slots)
     (values_i, where_i), (values_j, where_j) = (
         sequence_at(power, index, form, WINDOW) for power, index, form in zip(powers, "ij", roots, strict=True)
     )
@@ -221,7 +220,7 @@ def sandwich_limit(rule: UpdateRule | Optimizer) -> Formula:
 def _sandwich(optimizer: Optimizer) -> Formula:
     powers = [matrix_power(optimizer, h, optimizer.rule.slots[:1]) for h in (H_I, H_J)]
     limit = stationary_covariance(optimizer)
-    settled = stationary_symbols(powers[0].slots)
+    settled = stationary_symbols(optimizer, powers[0].slots)
     gains = [(_resolvent(p) * p.noise_gain)[0] for p in powers]
     expression = present(C_IJ * gains[0] * gains[1], (H_I, H_J))
     left, right = ((p.transition * _resolvent(p)).row(0) for p in powers)

@@ -99,7 +99,7 @@ def epoch_noise() -> Formula:
 def epoch_covariance(
     rule: UpdateRule | Optimizer,
     position: int | Literal["k", "average"] = "k",
-    slots: tuple[str, str] = ("w", "w"),
+    slots: tuple[str, str] | None = None,
     *,
     roots: Pair = DISTINCT,
 ) -> Formula:
@@ -142,19 +142,20 @@ def epoch_covariance(
     -c_ij*h_i*lr**3/((h_i*lr - 2)*(h_i**2*lr**2 - 2*h_i*lr + 2))
     """
     optimizer = as_optimizer(rule)
-    _check(optimizer, slots, roots)
+    _check(roots)
+    slots = optimizer.pair(slots)
     if position == "average":
-        return _law(optimizer, (slots[0], slots[1]), roots, "average")
+        return _law(optimizer, slots, roots, "average")
     if position == "k":
-        return _law(optimizer, (slots[0], slots[1]), roots, "position")
+        return _law(optimizer, slots, roots, "position")
     if isinstance(position, bool) or not isinstance(position, int) or position < 0:
         raise InvalidRuleError(f"position must be 'k', 'average' or an integer from 0 (to M), got {position!r}.")
-    return _law(optimizer, (slots[0], slots[1]), roots, "position").specialise(k=position)
+    return _law(optimizer, slots, roots, "position").specialise(k=position)
 
 
 def epoch_average_covariance(
     rule: UpdateRule | Optimizer,
-    slots: tuple[str, str] = ("w", "w"),
+    slots: tuple[str, str] | None = None,
     *,
     after: bool = False,
     roots: Pair = DISTINCT,
@@ -190,13 +191,12 @@ def epoch_average_covariance(
     100
     """
     optimizer = as_optimizer(rule)
-    _check(optimizer, slots, roots)
-    return _law(optimizer, (slots[0], slots[1]), roots, "run after" if after else "run")
+    _check(roots)
+    slots = optimizer.pair(slots)
+    return _law(optimizer, slots, roots, "run after" if after else "run")
 
 
-def _check(optimizer: Optimizer, slots: tuple[str, str], roots: Pair) -> None:
-    if len(slots) != 2 or not set(slots) <= set(optimizer.rule.slots):
-        raise InvalidRuleError(f"{optimizer.rule.name} has the slots {optimizer.rule.slots}; got {slots!r}.")
+def _check(roots: Pair) -> None:
     if len(roots) != 2 or not set(roots) <= {"distinct", "repeated"}:
         raise InvalidRuleError(
             f"roots must be a pair of 'distinct' or 'repeated', got {roots!r}; a complex pair is 'distinct'."
@@ -217,10 +217,10 @@ def _law(optimizer: Optimizer, slots: tuple[str, str], roots: Pair, what: str) -
     powers = [matrix_power(optimizer, h, slots) for h in (H_I, H_J)]
     sides = [Answer(p, slot, i, form) for p, slot, i, form in zip(powers, slots, "ij", roots, strict=True)]
     expression, where = sum_over_roots(sides[0], sides[1], kernel)
-    shown = _left_side(slots, what)
+    shown = _left_side(optimizer, slots, what)
     extra = {"position": {"k": POSITION}, "average": {}}.get(what, {"E": EPOCHS})
     conditions = stability(optimizer)
-    suffix = "" if slots == ("w", "w") else f"({slots[0]},{slots[1]})"
+    suffix = optimizer.tag(slots)
     lemmas = [characteristic_sequence(optimizer, form, slots=slots) for form in dict.fromkeys(roots)]
     return Formula(
         id=f"{optimizer.rule.name}.{name}{suffix}",
@@ -264,8 +264,8 @@ def _bounds(what: str) -> tuple[sp.Basic, ...]:
     return (at_least_two, sp.Le(POSITION, BATCHES)) if what == "position" else (at_least_two,)
 
 
-def _left_side(slots: tuple[str, str], what: str) -> sp.Expr:
-    symbol = covariance_symbol(*slots)
+def _left_side(optimizer: Optimizer, slots: tuple[str, str], what: str) -> sp.Expr:
+    symbol = covariance_symbol(optimizer, *slots)
     if what == "position":
         return sp.Function(symbol.name)(POSITION)
     return symbol if what == "average" else sp.Symbol("average_ij", real=True)

@@ -15,6 +15,7 @@ from ..errors import HyperparameterError, InvalidProblemError, ProofError
 from ._evaluation import Outside, admits, evaluator, kind
 from ._exact import exact_numbers, is_zero, present
 from ._expansion import Undecided, after_long, approach, expand_about, tidied
+from ._immutable import Immutable
 from ._print import text, typeset
 from .assumptions import Assumption
 from .references import bibtex
@@ -23,7 +24,7 @@ __all__ = ["Formula", "Proof", "Step"]
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Immutable):
     """One step of a derivation: what is done, and what it gives."""
 
     text: str
@@ -31,7 +32,7 @@ class Step:
 
 
 @dataclass(frozen=True, repr=False)
-class Proof:
+class Proof(Immutable):
     """What `Formula.prove` checked: each claim held exactly, as an identity of rational functions.
 
     Attributes
@@ -54,7 +55,7 @@ def _count(claims: tuple[str, ...]) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Formula:
+class Formula(Immutable):
     """A statement that papers can cite and that proves itself.
 
     Attributes
@@ -189,8 +190,8 @@ class Formula:
         Examples
         --------
         >>> from sgdcov.theory import sgd, stationary_covariance
-        >>> print(stationary_covariance(sgd).specialise(h_j="h_i", lr=0.1))
-        Sigma_ij = 0.1*c_ij/(h_i*(2 - 0.1*h_i))
+        >>> print(stationary_covariance(sgd).specialise(lr=0.1))
+        Sigma_ij = 0.1*c_ij/(-0.1*h_i*h_j + h_i + h_j)
         """
         given = {role: self._value(role, value) for role, value in values.items()}
         swap = {self.symbols[role]: value for role, value in given.items()}
@@ -403,7 +404,7 @@ h_i*lr < 2.
         return f"<Formula {self.id}: {self}>"
 
     def __post_init__(self) -> None:
-        for name in _MAPPINGS:
+        for name in ("symbols", "solution", "where", "parts", "symbol_latex"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         self._require_distinct_names()
 
@@ -429,13 +430,6 @@ h_i*lr < 2.
                 f"{self.id} states an equation between matrices, of which numbers for {', '.join(self.symbols) or 'it'} "
                 f"do not make a number: {self}."
             )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, **{name: dict(getattr(self, name)) for name in _MAPPINGS}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.__post_init__()
 
     def _value(self, role: str, value: Any) -> sp.Expr:
         """Return what is put for a symbol, exactly; refuse what no symbol of this kind can be."""
@@ -474,6 +468,3 @@ h_i*lr < 2.
 
     def _sorted_by(self) -> tuple[sp.Symbol, ...]:
         return tuple(self.symbols[r] for r in ("h_i", "h_j") if r in self.symbols)
-
-
-_MAPPINGS = ("symbols", "solution", "where", "parts", "symbol_latex")

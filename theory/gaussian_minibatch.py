@@ -57,7 +57,7 @@ GAUSSIAN = (sp.Integer(1), sp.Integer(-1))
 W_STAR_J = sp.Symbol("w_star_j", real=True)
 
 
-def gaussian_minibatch_second_moment(rule: UpdateRule | Optimizer, slots: tuple[str, str] = ("w", "w")) -> Formula:
+def gaussian_minibatch_second_moment(rule: UpdateRule | Optimizer, slots: tuple[str, str] | None = None) -> Formula:
     r"""Derive the second moments after one step on a Gaussian minibatch from those before it, at any distance.
 
     Parameters
@@ -85,6 +85,7 @@ def gaussian_minibatch_second_moment(rule: UpdateRule | Optimizer, slots: tuple[
     lr**2*(delta_ij*h_i*(T + label_noise**2) + h_i*h_j*moment_w_w)/batch_size
     """
     optimizer = as_optimizer(rule)
+    slots = optimizer.pair(slots)
     step = minibatch_second_moment(optimizer, slots)
     curvature, gradient, cross, cross_t = (
         step.symbols[r] for r in ("curvature_ij", "gradient_ij", "cross_ij", "cross_ji")
@@ -127,7 +128,7 @@ def gaussian_minibatch_second_moment(rule: UpdateRule | Optimizer, slots: tuple[
 
 def gaussian_minibatch_covariance(
     rule: UpdateRule | Optimizer,
-    slots: tuple[str, str] = ("w", "w"),
+    slots: tuple[str, str] | None = None,
     *,
     eigenvalues: Sequence[Any] | None = None,
 ) -> Formula:
@@ -171,7 +172,7 @@ def gaussian_minibatch_covariance(
 
 
 def spectrally_expressible_covariance(
-    rule: UpdateRule | Optimizer, slots: tuple[str, str] = ("w", "w"), *, eigenvalues: Sequence[Any] | None = None
+    rule: UpdateRule | Optimizer, slots: tuple[str, str] | None = None, *, eigenvalues: Sequence[Any] | None = None
 ) -> Formula:
     r"""Derive the stationary covariance for noise :math:`(\tau_1 \mathrm{tr}(HM)H - \tau_2 HMH + \sigma^2 H)/B`.
 
@@ -228,11 +229,9 @@ def direction(optimizer: Optimizer, slots: tuple[str, str], tau: tuple[sp.Expr, 
     return Direction(kernel, seen, gap, share, displaced)
 
 
-def _derived(rule: UpdateRule | Optimizer, slots: tuple[str, str], tau: tuple[sp.Expr, sp.Expr]) -> Formula:
+def _derived(rule: UpdateRule | Optimizer, slots: tuple[str, str] | None, tau: tuple[sp.Expr, sp.Expr]) -> Formula:
     optimizer = as_optimizer(rule)
-    if len(slots) != 2 or not set(slots) <= set(optimizer.rule.slots):
-        raise InvalidRuleError(f"{optimizer.rule.name} has the slots {optimizer.rule.slots}; got {slots!r}.")
-    return _law(optimizer, (slots[0], slots[1]), tau)
+    return _law(optimizer, optimizer.pair(slots), tau)
 
 
 @functools.lru_cache(maxsize=64)
@@ -267,7 +266,7 @@ def _law(optimizer: Optimizer, slots: tuple[str, str], tau: tuple[sp.Expr, sp.Ex
     own |= {"V": DISPLACED, "w_star": W_STAR} if moved else {}
     own |= {} if gaussian else {"tau1": TAU[0], "tau2": TAU[1]}
     return Formula(
-        id=f"{optimizer.rule.name}.{name}" + ("" if slots == ("w", "w") else f"({slots[0]},{slots[1]})"),
+        id=f"{optimizer.rule.name}.{name}" + optimizer.tag(slots),
         equation=sp.Eq(S_II, expression, evaluate=False),
         symbols={**own, **optimizer.symbols},
         assumptions=(

@@ -150,7 +150,7 @@ def unit_kernels(optimizer: Optimizer, slots: tuple[str, str]) -> tuple[sp.Expr,
     """Return the covariance of two slots, and of the point of the gradient, for a unit of noise at (i, j)."""
     names = optimizer.rule.slots
     law = stationary_covariance(optimizer).solution
-    unit = sp.Matrix(len(names), len(names), lambda a, b: law[covariance_symbol(names[a], names[b])] / C_IJ)
+    unit = sp.Matrix(len(names), len(names), lambda a, b: law[covariance_symbol(optimizer, names[a], names[b])] / C_IJ)
     point = gradient_call(optimizer).point
     seen = present((point * unit * point.T)[0], (H_I, H_J))
     own = stationary_covariance(optimizer, slots)
@@ -158,7 +158,7 @@ def unit_kernels(optimizer: Optimizer, slots: tuple[str, str]) -> tuple[sp.Expr,
 
 
 def minibatch_second_moment(
-    rule: UpdateRule | Optimizer, slots: tuple[str, str] = ("w", "w"), *, replacement: bool = True
+    rule: UpdateRule | Optimizer, slots: tuple[str, str] | None = None, *, replacement: bool = True
 ) -> Formula:
     r"""Derive the second moments after one minibatch step from those before it: the exact equation for finite data.
 
@@ -203,8 +203,7 @@ def minibatch_second_moment(
     """
     optimizer = as_optimizer(rule)
     names = optimizer.rule.slots
-    if len(slots) != 2 or not set(slots) <= set(names):
-        raise InvalidRuleError(f"{optimizer.rule.name} has the slots {names}; got {slots!r}.")
+    slots = optimizer.pair(slots)
     call, transition = gradient_call(optimizer), recursion(optimizer).transition
     h = recursion(optimizer).h
     size = len(names)
@@ -232,7 +231,7 @@ def minibatch_second_moment(
     }
     equation = sp.Eq(after[shown], parts["propagated"] + parts["noise"], evaluate=False)
     how = "with" if replacement else "without"
-    suffix = "" if slots == ("w", "w") else f"({slots[0]},{slots[1]})"
+    suffix = optimizer.tag(slots)
     return Formula(
         id=f"{optimizer.rule.name}.minibatch_second_moment{suffix}[{how} replacement]",
         equation=equation,
@@ -269,7 +268,7 @@ def minibatch_second_moment(
 
 
 def finite_data_covariance(
-    rule: UpdateRule | Optimizer, slots: tuple[str, str] = ("w", "w"), *, replacement: bool = True
+    rule: UpdateRule | Optimizer, slots: tuple[str, str] | None = None, *, replacement: bool = True
 ) -> Formula:
     """Derive the stationary covariance under minibatches of finite data in one direction, exactly.
 
@@ -303,14 +302,13 @@ def finite_data_covariance(
     lr*mean_square_g/(2*h_i - lr*mean_square_h)
     """
     optimizer = as_optimizer(rule)
-    if len(slots) != 2 or not set(slots) <= set(optimizer.rule.slots):
-        raise InvalidRuleError(f"{optimizer.rule.name} has the slots {optimizer.rule.slots}; got {slots!r}.")
+    slots = optimizer.pair(slots)
     if mean_displacement(optimizer) != 0:
         raise InvalidRuleError(
             f"{optimizer!r} has a stationary mean that is not the optimum, where the examples' gradients and Hessians "
             f"are correlated; bind weight_decay=0, or take the gradients g_n at the mean and solve numerically."
         )
-    return _one_direction(optimizer, (slots[0], slots[1]), replacement)
+    return _one_direction(optimizer, slots, replacement)
 
 
 def mean_displacement(optimizer: Optimizer) -> sp.Expr:
@@ -367,7 +365,7 @@ def _one_direction(optimizer: Optimizer, slots: tuple[str, str], replacement: bo
     one_step = minibatch_second_moment(optimizer, replacement=replacement)
     expression = present(kernel * drawn, (H_I,))
     how = "with" if replacement else "without"
-    suffix = "" if slots == ("w", "w") else f"({slots[0]},{slots[1]})"
+    suffix = optimizer.tag(slots)
     conditions = stability(optimizer)
     return Formula(
         id=f"{optimizer.rule.name}.finite_data_covariance{suffix}[{how} replacement]",

@@ -94,7 +94,7 @@ def matrix_power(rule: UpdateRule | Optimizer, h: sp.Symbol, slots: Sequence[str
 
 
 def characteristic_sequence(
-    rule: UpdateRule | Optimizer, roots: Roots = "distinct", *, slots: Sequence[str] = ("w",)
+    rule: UpdateRule | Optimizer, roots: Roots = "distinct", *, slots: Sequence[str] | None = None
 ) -> Formula:
     r"""Solve the scalar sequence p(k) that carries all of a rule's time dependence.
 
@@ -125,7 +125,11 @@ def characteristic_sequence(
     >>> print(characteristic_sequence(heavy_ball, "repeated"))
     p(k) = r**k*(k + 1)
     """
-    return _sequence_formula(as_optimizer(rule), roots, tuple(slots))
+    optimizer = as_optimizer(rule)
+    chosen = optimizer.rule.slots[:1] if slots is None else tuple(slots)
+    if not chosen or not set(chosen) <= set(optimizer.rule.slots):
+        raise InvalidRuleError(f"{optimizer.rule.name} has the slots {optimizer.rule.slots}; got {slots!r}.")
+    return _sequence_formula(optimizer, roots, chosen)
 
 
 @functools.lru_cache(maxsize=64)
@@ -140,7 +144,7 @@ def _sequence_formula(optimizer: Optimizer, roots: Roots, slots: tuple[str, ...]
         -sum(d * sp.Function("p")(TIME + size - n) for n, d in enumerate(power.coefficients, 1)),
         evaluate=False,
     )
-    suffix = "" if slots == ("w",) else f"({','.join(slots)})"
+    suffix = "" if set(slots) == {optimizer.rule.slots[0]} else f"({','.join(slots)})"
     return Formula(
         id=f"{optimizer.rule.name}.characteristic_sequence({roots}){suffix}",
         equation=sp.Eq(p, closed(TIME), evaluate=False),
@@ -196,7 +200,7 @@ def _roots(power: MatrixPower, index: str) -> dict[sp.Expr, sp.Expr]:
     size = len(power.slots)
     polynomial = z**size + sum(d * z ** (size - n) for n, d in enumerate(power.coefficients, 1))
     found: dict[sp.Expr, sp.Expr] = {}
-    for factor, multiplicity in sp.factor_list(sp.expand(polynomial))[1]:
+    for factor, multiplicity in sp.factor_list(sp.fraction(sp.together(polynomial))[0])[1]:
         if not factor.has(z):
             continue
         monic = sp.Poly(sp.Poly(factor, z).as_expr() / sp.Poly(factor, z).LC(), z)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import sympy as sp
 
 from ..errors import InvalidRuleError, NonlinearRuleError
+from ._immutable import Immutable
 from .update_rule import Optimizer, UpdateRule
 
 __all__ = ["Recursion", "as_optimizer", "recursion"]
@@ -26,7 +27,7 @@ Coefficients = tuple[tuple[tuple[sp.Rational, ...], ...], ...]
 
 
 @dataclass(frozen=True)
-class Recursion:
+class Recursion(Immutable):
     """The recursion ``z' = A(h) z + b(h) xi`` of one optimizer along one Hessian eigenvector.
 
     Attributes
@@ -132,6 +133,11 @@ def _trace(optimizer: Optimizer) -> Recursion:
     except (TypeError, AttributeError, ValueError) as error:
         # The step ran on symbols; what symbols cannot do (branch, clamp, call into an array library) is not linear.
         term = str(error)
+        if isinstance(error, TypeError) and "truth value" in term and not any(str(s) in term for s in (*state, noise)):
+            raise InvalidRuleError(
+                f"update rule {rule.name!r} decides on the value of a hyper-parameter ({term}), which is a symbol while "
+                f"it is unbound; bind {', '.join(optimizer.unbound)} first, as in {rule.name}({optimizer.unbound[0]}=...)."
+            ) from error
         for symbol in (*state, noise):
             term = term.replace(str(symbol), symbol.name)
         raise NonlinearRuleError(rule.name, term, "it does more than add and scale") from error
@@ -164,8 +170,16 @@ def _linear_coefficients(
             raise NonlinearRuleError(rule.name, term, reason)
         collected[variable] += coefficient
     for coefficient in collected.values():
-        if not coefficient.is_polynomial(h) or not coefficient.is_rational_function():
-            raise NonlinearRuleError(rule.name, str(coefficient), "a coefficient is not rational")
+        # The step is linear, but its matrices are not over the field in which theory and numerics are exact.
+        irrational = [c for c in coefficient.atoms(sp.Pow, sp.NumberSymbol, sp.Function)
+                      if not (c.is_Pow and c.exp.is_Integer) and not c.has(h)]  # fmt: skip
+        if irrational or not coefficient.is_polynomial(h) or not coefficient.is_rational_function():
+            what = irrational[0] if irrational else coefficient
+            raise InvalidRuleError(
+                f"update rule {rule.name!r} has the coefficient {coefficient}, and {what} is not a rational function "
+                f"of the hyper-parameters with rational numbers, in which laws are exact. Write a constant as a float, "
+                f"and make a function of a hyper-parameter a hyper-parameter of its own."
+            )
     return [sp.expand(c) if c.is_polynomial() else sp.factor(c) for c in collected.values()]
 
 

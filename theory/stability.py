@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 import sympy as sp
 
+from ._immutable import Immutable
 from ._positivity import sign_on_box
+from ._print import text, typeset
 from .recursion import as_optimizer, recursion
 from .update_rule import Optimizer, UpdateRule
 
@@ -21,7 +23,7 @@ __all__ = ["Stability", "stability"]
 
 
 @dataclass(frozen=True)
-class Stability:
+class Stability(Immutable):
     """Exact conditions for a stationary law along a direction with Hessian eigenvalue h.
 
     Attributes
@@ -99,11 +101,11 @@ class Stability:
         return _ascending(self.unit_root, self.h)
 
     def __str__(self) -> str:
-        return ", ".join(str(c) for c in self.conditions)
+        return ", ".join(text(c) for c in self.conditions)
 
     def _repr_latex_(self) -> str:
         names = {p.symbol: p.latex for p in self.optimizer.rule.hyperparameters}
-        return r"$\displaystyle " + r",\quad ".join(sp.latex(c, symbol_names=names) for c in self.conditions) + "$"
+        return r"$\displaystyle " + r",\quad ".join(typeset(c, names) for c in self.conditions) + "$"
 
 
 def stability(rule: UpdateRule | Optimizer) -> Stability:
@@ -145,7 +147,8 @@ def _derive(optimizer: Optimizer) -> Stability:
     characteristic = step.transition.charpoly(z)
     polynomial = sp.Poly(sp.expand(characteristic.as_expr()), z)
     margins: list[sp.Expr] = []
-    for factor, _ in sp.factor_list(polynomial.as_expr())[1]:
+    # Coefficients may be quotients of hyper-parameters; factors are those of the numerator.
+    for factor, _ in sp.factor_list(sp.fraction(sp.together(polynomial.as_expr()))[0])[1]:
         if factor.has(z):
             monic = sp.Poly(sp.Poly(factor, z).as_expr() / sp.Poly(factor, z).LC(), z)
             margins += _hurwitz_margins(monic)

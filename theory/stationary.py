@@ -32,7 +32,7 @@ W_STAR = sp.Symbol("w_star", real=True)
 _PAIR_LATEX = {H_I: "h_i", H_J: "h_j", C_IJ: "c_{ij}", W_STAR: r"w^{*}_i"}
 
 
-def stationary_covariance(rule: UpdateRule | Optimizer, slots: tuple[str, str] = ("w", "w")) -> Formula:
+def stationary_covariance(rule: UpdateRule | Optimizer, slots: tuple[str, str] | None = None) -> Formula:
     r"""Derive the stationary covariance of two slots for a pair of Hessian eigenvectors.
 
     Parameters
@@ -41,7 +41,7 @@ def stationary_covariance(rule: UpdateRule | Optimizer, slots: tuple[str, str] =
         Hyper-parameters without a value are symbols; those with a default are at the default unless freed
         (``heavy_ball.free("weight_decay")``).
     slots : pair of str
-        ``("w", "w")`` is the covariance of the weights; ``("w", "v")`` that of w_i with v_j.
+        The weights twice, unless said otherwise; ``("w", "v")`` is the covariance of w_i with v_j.
 
     Returns
     -------
@@ -73,10 +73,7 @@ def stationary_covariance(rule: UpdateRule | Optimizer, slots: tuple[str, str] =
     c_ij*lr*(momentum + 1)/(h_i*(1 - momentum)*(-h_i*lr + 2*(momentum + 1)))
     """
     optimizer = as_optimizer(rule)
-    unknown = [slot for slot in slots if slot not in optimizer.rule.slots]
-    if unknown or len(slots) != 2:
-        raise InvalidRuleError(f"{optimizer.rule.name} has the slots {optimizer.rule.slots}; got {slots!r}.")
-    return _covariance_formula(optimizer, tuple(slots))
+    return _covariance_formula(optimizer, optimizer.pair(slots))
 
 
 def stationary_mean(rule: UpdateRule | Optimizer) -> Formula:
@@ -116,11 +113,12 @@ def _covariance_formula(optimizer: Optimizer, slots: tuple[str, str]) -> Formula
     step = recursion(optimizer)
     block, how = _solved_block(optimizer)
     names = optimizer.rule.slots
-    unknowns = {(a, b): covariance_symbol(names[a], names[b]) for a in range(len(names)) for b in range(len(names))}
+    slotted = range(len(names))
+    unknowns = {(a, b): covariance_symbol(optimizer, names[a], names[b]) for a in slotted for b in slotted}
     solution = {unknowns[key]: value for key, value in block.items()}
     shown = names.index(slots[0]), names.index(slots[1])
     expression = present(block[shown], (H_I, H_J))
-    compact = _compact_form(optimizer, block[shown]) if slots == ("w", "w") else None
+    compact = _compact_form(optimizer, block[shown]) if shown == (0, 0) else None
     steps = [
         Step("Trace one step of the rule along a Hessian eigenvector.", _recursion_equation(step)),
         Step("Stationarity of the covariance of a pair of eigenvectors is the Stein equation, entry by entry."),
@@ -132,7 +130,7 @@ def _covariance_formula(optimizer: Optimizer, slots: tuple[str, str]) -> Formula
         steps.append(Step("Write it compactly.", sp.Eq(unknowns[shown], compact, evaluate=False)))
     conditions = stability(optimizer)
     at_pair = [c.subs(conditions.h, h) for h in (H_I, H_J) for c in conditions.conditions]
-    suffix = "" if slots == ("w", "w") else f"({slots[0]},{slots[1]})"
+    suffix = optimizer.tag(slots)
     return Formula(
         id=f"{optimizer.rule.name}.stationary_covariance{suffix}",
         equation=sp.Eq(unknowns[shown], expression, evaluate=False),
@@ -250,8 +248,8 @@ def _recursion_equation(step: Recursion) -> sp.Eq:
     return sp.Eq(after, moved, evaluate=False)
 
 
-def covariance_symbol(first: str, second: str) -> sp.Symbol:
-    return sp.Symbol("Sigma_ij" if first == second == "w" else f"Sigma_ij({first},{second})", real=True)
+def covariance_symbol(optimizer: Optimizer, first: str, second: str) -> sp.Symbol:
+    return sp.Symbol(f"Sigma_ij{optimizer.tag((first, second))}", real=True)
 
 
 def _covariance_latex(names: tuple[str, ...], key: tuple[int, int]) -> str:

@@ -47,7 +47,7 @@ LR_BEFORE = sp.Symbol("lr_before", positive=True)
 
 def transient_covariance(
     rule: UpdateRule | Optimizer,
-    slots: tuple[str, str] = ("w", "w"),
+    slots: tuple[str, str] | None = None,
     *,
     roots: tuple[Roots, Roots] | None = None,
 ) -> Formula:
@@ -94,11 +94,8 @@ def transient_covariance(
     -h_i*lr + 1
     """
     optimizer = as_optimizer(rule)
-    unknown = [slot for slot in slots if slot not in optimizer.rule.slots]
-    if unknown or len(slots) != 2:
-        raise InvalidRuleError(f"{optimizer.rule.name} has the slots {optimizer.rule.slots}; got {slots!r}.")
     default: Roots = "distinct"
-    return _covariance_formula(optimizer, tuple(slots), roots or (default, default))
+    return _covariance_formula(optimizer, optimizer.pair(slots), roots or (default, default))
 
 
 def transient_mean(rule: UpdateRule | Optimizer, *, roots: Roots = "distinct") -> Formula:
@@ -155,7 +152,7 @@ def _covariance_formula(optimizer: Optimizer, slots: tuple[str, str], roots: tup
     )
     names = powers[0].slots
     limit = stationary_covariance(optimizer, slots)
-    settled = stationary_symbols(names)
+    settled = stationary_symbols(optimizer, names)
     start = sp.Matrix(len(names), len(names), lambda a, b: sp.Symbol(f"start_{names[a]}_{names[b]}", real=True))
     left = powers[0].at(values_i).row(names.index(slots[0]))
     right = powers[1].at(values_j).row(names.index(slots[1]))
@@ -167,7 +164,7 @@ def _covariance_formula(optimizer: Optimizer, slots: tuple[str, str], roots: tup
     symbol = sp.Function(shown.name)(TIME)
     equation = sp.Eq(symbol, parts["propagated"] + parts["injected"], evaluate=False)
     return Formula(
-        id=f"{optimizer.rule.name}.transient_covariance" + ("" if slots == ("w", "w") else f"({slots[0]},{slots[1]})"),
+        id=f"{optimizer.rule.name}.transient_covariance" + optimizer.tag(slots),
         equation=equation,
         symbols={"k": TIME, **limit.symbols, **{s.name: s for s in start}},
         assumptions=(CONSTANT_HESSIAN, WHITE_NOISE, NO_UNIT_PRODUCT,
@@ -366,7 +363,7 @@ def _start_before(optimizer: Optimizer, transient: Formula) -> dict[sp.Expr, sp.
     law = stationary_covariance(optimizer)
     known = {**law.solution, law.equation.lhs: law.expression}
     slots = [(first, second) for first in optimizer.rule.slots for second in optimizer.rule.slots]
-    entries = {transient.symbols.get(f"start_{a}_{b}"): known[covariance_symbol(a, b)] for a, b in slots}
+    entries = {transient.symbols.get(f"start_{a}_{b}"): known[covariance_symbol(optimizer, a, b)] for a, b in slots}
     return {start: entry.subs(lr, LR_BEFORE) for start, entry in entries.items() if start is not None}
 
 
@@ -382,9 +379,9 @@ def root_latex(where: Iterable[sp.Expr]) -> dict[sp.Symbol, str]:
     return names
 
 
-def stationary_symbols(names: tuple[str, ...]) -> sp.Matrix:
+def stationary_symbols(optimizer: Optimizer, names: tuple[str, ...]) -> sp.Matrix:
     """Return the matrix of the symbols that stand for the stationary covariances of some slots."""
-    return sp.Matrix([[covariance_symbol(a, b) for b in names] for a in names])
+    return sp.Matrix([[covariance_symbol(optimizer, a, b) for b in names] for a in names])
 
 
 def grouped(expression: sp.Expr, by: list[sp.Expr]) -> sp.Expr:

@@ -342,7 +342,7 @@ def unhinged_covariance(
         raise InvalidProblemError(f"direction must be 'radial' or 'transverse'; got {direction!r}.")
     optimizer = as_optimizer(rule)
     law = stationary_covariance(optimizer).specialise(h_j="h_i")
-    h, noise = sp.Symbol("h", positive=True), sp.Symbol("noise", nonnegative=True)
+    h, noise = sp.Symbol("h", positive=True), sp.Symbol("noise", real=True)
     shown = sp.Symbol("Sigma", nonnegative=True)
     pull, claims = mean_pull(optimizer)
     length = (MEAN_NORM - RADIUS) / (DECAY + pull)  # of the mean weights, along m

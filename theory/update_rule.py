@@ -138,6 +138,24 @@ class Optimizer:
         freed = set(names or self.values)
         return Optimizer(self.rule, tuple(pair for pair in self.bound if pair[0] not in freed))
 
+    def pair(self, slots: Sequence[str] | None) -> tuple[str, str]:
+        """Return a pair of slots, the weights twice unless others are asked for.
+
+        Raises
+        ------
+        InvalidRuleError
+            If the rule has no such slots.
+        """
+        names = self.rule.slots
+        chosen = names[:1] * 2 if slots is None else slots
+        if isinstance(chosen, str) or not isinstance(chosen, Sequence) or len(chosen) != 2 or not set(chosen) <= set(names):
+            raise InvalidRuleError(f"{self.rule.name} has the slots {names}; got {slots!r}.")
+        return chosen[0], chosen[1]
+
+    def tag(self, slots: tuple[str, str]) -> str:
+        """Return how ids and symbols name a pair of slots: not at all, where both are the weights."""
+        return "" if set(slots) == {self.rule.slots[0]} else f"({slots[0]},{slots[1]})"
+
     def require_bound(self) -> None:
         """Raise `HyperparameterError` if a hyper-parameter has no value."""
         if self.unbound:

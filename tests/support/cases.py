@@ -2,7 +2,9 @@
 
 from fractions import Fraction
 
-from sgdcov.theory import RULES, Optimizer, UpdateRule, with_ema
+import sympy as sp
+
+from sgdcov.theory import RULES, Optimizer, UpdateRule, update_rule, with_ema
 
 ALL_RULES: tuple[UpdateRule, ...] = (*RULES, *(with_ema(rule) for rule in RULES))
 
@@ -21,3 +23,11 @@ NUMBERS = {
 def bound(rule: UpdateRule) -> Optimizer:
     """Bind every hyper-parameter of a rule to its number."""
     return rule(**{p.name: NUMBERS[p.name] for p in rule.hyperparameters})
+
+
+@update_rule(slots=("theta", "slow"), domains={"pull": sp.Interval.Ropen(0, 1)})
+def lookahead(state, grad, *, lr, pull):
+    """A rule of a user's own, found by its name in a module: fast weights that slow ones pull back."""
+    theta, slow = state
+    theta = theta - lr * grad(theta) + pull * (slow - theta)
+    return theta, slow + pull * (theta - slow)

@@ -141,7 +141,7 @@ def test_an_irrational_hyperparameter_is_refused():
         (w,) = state
         return (w - lr * (1 - beta**2) ** 0.5 * grad(w),)
 
-    with pytest.raises(NonlinearRuleError, match="not rational"):
+    with pytest.raises(InvalidRuleError, match="is not a rational function"):
         recursion(root)
 
 
