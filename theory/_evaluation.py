@@ -7,6 +7,7 @@ the edge of a condition, are worked out one by one.
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import warnings
@@ -88,15 +89,16 @@ class _Evaluator:
 
     def _array(self, values: Sequence[Any]) -> Any:
         if self.modules == "mpmath":
-            raise InvalidProblemError(f"{self.formula.id}: with modules='mpmath' the arguments are numbers, not arrays.")
+            raise InvalidProblemError(f"{self.formula.id}: with modules='mpmath' arguments are numbers, not arrays.")
         np: Any = sys.modules.get("numpy")  # arrays come from there; theory itself does without
         if np is None:
             raise InvalidProblemError(f"{self.formula.id}: the arguments are numbers, or arrays of NumPy.")
         try:
             arrays = np.broadcast_arrays(*(np.asarray(v, dtype=float) for v in values))
         except (TypeError, ValueError, OverflowError) as error:
-            raise InvalidProblemError(f"{self.formula.id}: the arguments do not make arrays of real numbers: {error}") \
-                from error
+            raise InvalidProblemError(
+                f"{self.formula.id}: the arguments do not make arrays of real numbers: {error}"
+            ) from error
         # The arithmetic on arrays may meet what is refused below; a warning of it would name no element.
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
@@ -152,7 +154,7 @@ class _Evaluator:
                 if len(found) > 1 and abs(found[-1] - found[-2]) <= mpmath.mpf(10) ** -digits * abs(found[-1]):
                     return +self._real(found[-1], digits, values)
         # What shrinks with every precision, down to the last, is 0 as far as hundreds of digits can tell.
-        if all(abs(b) <= abs(a) * mpmath.mpf(10) ** -digits for a, b in zip(found, found[1:], strict=False)):
+        if all(abs(b) <= abs(a) * mpmath.mpf(10) ** -digits for a, b in itertools.pairwise(found)):
             return mpmath.mpf(0)
         return self._undefined(values)
 
@@ -299,8 +301,9 @@ def kind(symbol: sp.Symbol) -> str:
 
 
 def _short(value: Any) -> str:
-    return mpmath.nstr(value, 17) if isinstance(value, mpmath.mpf) else text(value) if isinstance(value, sp.Expr) \
-        else repr(value)
+    if isinstance(value, mpmath.mpf):
+        return str(mpmath.nstr(value, 17))
+    return text(value) if isinstance(value, sp.Expr) else repr(value)
 
 
 def _double(formula: Formula, number: Any) -> float:

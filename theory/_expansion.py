@@ -317,7 +317,8 @@ def _violated(formula: Formula, symbol: sp.Symbol, value: sp.Expr) -> bool:
         if written.free_symbols == {symbol} and written.subs(symbol, value) == sp.false:
             return True
         if value > 10**20 and symbol in written.free_symbols and not isinstance(written, (sp.Eq, sp.Ne)):
-            others = {s: sp.Integer(1) if s.is_integer else sp.Rational(1, 1000) for s in written.free_symbols - {symbol}}
+            free = written.free_symbols - {symbol}
+            others = {s: sp.Integer(1) if s.is_integer else sp.Rational(1, 1000) for s in free}
             if written.subs(others).subs(symbol, value) == sp.false:
                 return True
     return False

@@ -37,16 +37,30 @@ class Immutable:
             _inside.reset(token)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.items()
-        return {name: _Mapping(value) if isinstance(value, MappingProxyType) else value for name, value in state}
+        return {name: _packed(value) for name, value in self.__dict__.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
-            self.__dict__[name] = MappingProxyType(dict(value)) if isinstance(value, _Mapping) else value
+            self.__dict__[name] = value.unpacked() if isinstance(value, _Packed) else value
 
 
-class _Mapping(dict[Any, Any]):
-    """A read-only mapping on its way through pickle."""
+class _Packed:
+    """A read-only mapping or a polynomial on its way through pickle."""
+
+    def __init__(self, kind: str, *parts: Any) -> None:
+        self.kind, self.parts = kind, parts
+
+    def unpacked(self) -> Any:
+        if self.kind == "mapping":
+            return MappingProxyType(dict(self.parts[0]))
+        with sp.evaluate(True):  # a polynomial is arithmetic, not writing
+            return sp.Poly(self.parts[0], *self.parts[1])
+
+
+def _packed(value: Any) -> Any:
+    if isinstance(value, MappingProxyType):
+        return _Packed("mapping", dict(value))
+    return _Packed("polynomial", value.as_expr(), value.gens) if isinstance(value, sp.Poly) else value
 
 
 def _blank(kind: type[Immutable]) -> Immutable:

@@ -24,7 +24,7 @@ class Rounded:
     --------
     >>> import numpy as np
     >>> one = Rounded(np.array([1.0, 1e-17])) + 1 - 1
-    >>> one.error[1] > abs(one.value[1] - 1e-17)
+    >>> bool(one.error[1] > abs(one.value[1] - 1e-17))
     True
     """
 
@@ -51,7 +51,8 @@ class Rounded:
         size = abs(self.value)
         if isinstance(other, int):
             if other < 0:
-                return 1 / self**-other
+                inverse: Rounded = self**-other
+                return _lifted(1) / inverse
             # (s + e)^n - s^n bounds the error, also at s = 0.
             return _after(self.value**other, (size + self.error) ** other - size**other, other)
         np, other = sys.modules["numpy"], _lifted(other)

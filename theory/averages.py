@@ -16,7 +16,6 @@ import functools
 
 import sympy as sp
 
-from ..errors import InvalidRuleError
 from ._exact import present
 from .formula import Formula, Step
 from .powers import MatrixPower, Roots, characteristic_sequence, matrix_power, regime, sequence_at
@@ -170,7 +169,8 @@ def average_covariance(
         id=f"{optimizer.rule.name}.average_covariance",
         equation=shown,
         symbols={"K": WINDOW, **limit.symbols},
-        assumptions=(*limit.assumptions, *dict.fromkeys(regime(p, form) for p, form in zip(powers, roots, strict=True))),
+        assumptions=(*limit.assumptions,
+                     *dict.fromkeys(regime(p, form) for p, form in zip(powers, roots, strict=True))),
         defining=(),
         solution={},
         references=("polyak1992", *optimizer.rule.references),

@@ -296,7 +296,7 @@ class Formula(Immutable):
         x = self._symbol(role)
         if x.is_integer or isinstance(order, bool) or not isinstance(order, int) or order < 1:
             raise HyperparameterError(
-                f"{self.id}: a series has order 1, 2, ... in a symbol that is no integer; got order={order!r} in {role}.",
+                f"{self.id}: a series has order 1, 2, ... in a symbol that is no integer; got {order!r} in {role}.",
                 name=role,
             )
         start, _ = approach(self, role, sp.Integer(0))
@@ -427,8 +427,7 @@ h_i*lr < 2.
         written = self.explicit()
         if written.has(sp.MatrixSymbol) or written.free_symbols - set(self.symbols.values()):
             raise InvalidProblemError(
-                f"{self.id} states an equation between matrices, of which numbers for {', '.join(self.symbols) or 'it'} "
-                f"do not make a number: {self}."
+                f"{self.id} states an equation between matrices; numbers for its symbols make no number: {self}."
             )
 
     def _value(self, role: str, value: Any) -> sp.Expr:

@@ -133,10 +133,10 @@ def _trace(optimizer: Optimizer) -> Recursion:
     except (TypeError, AttributeError, ValueError) as error:
         # The step ran on symbols; what symbols cannot do (branch, clamp, call into an array library) is not linear.
         term = str(error)
-        if isinstance(error, TypeError) and "truth value" in term and not any(str(s) in term for s in (*state, noise)):
+        if "truth value" in term and optimizer.unbound and not any(str(s) in term for s in (*state, noise)):
             raise InvalidRuleError(
-                f"update rule {rule.name!r} decides on the value of a hyper-parameter ({term}), which is a symbol while "
-                f"it is unbound; bind {', '.join(optimizer.unbound)} first, as in {rule.name}({optimizer.unbound[0]}=...)."
+                f"update rule {rule.name!r} decides on the value of a hyper-parameter ({term}), which is a symbol "
+                f"while it is unbound; bind it first, as in {rule.name}({optimizer.unbound[0]}=...)."
             ) from error
         for symbol in (*state, noise):
             term = term.replace(str(symbol), symbol.name)

@@ -37,7 +37,7 @@ ISOTROPIC_LATEX = {**LATEX, STD: "s", SHRINKAGE: r"\alpha", TRUE_NORM: r"\omega"
 #: The minimiser's quantities along the weights: a, u and N.
 PULLED = -(STD**2) * (1 - SHRINKAGE) * TRUE_NORM
 SHRUNK = SHRINKAGE * TRUE_NORM
-#: How far radius and shrinkage may be from belonging together, relative to the pull of the data: the digits of a solver.
+#: How far radius and shrinkage may be from belonging together, relative to the gradient at 0: the digits of a solver.
 TOGETHER = sp.Rational(1, 10**8)
 
 

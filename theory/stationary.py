@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 import sympy as sp
 
-from ..errors import InvalidRuleError, NonStationaryError
+from ..errors import NonStationaryError
 from ._exact import is_zero, present, solve_pair_stein
 from .assumptions import CONSTANT_HESSIAN, WHITE_NOISE, domains, stable
 from .formula import Formula, Step

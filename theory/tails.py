@@ -162,8 +162,9 @@ def kesten_equation() -> Formula:
     Returns
     -------
     Formula
-        The right-hand side is the integral over the density of a chi-squared variable, in two parts; alpha is the positive root of
-        its equation with 1. Proved at the even orders 2 and 4, where the integral is a polynomial (its lemmas).
+        The right-hand side is the integral over the density of a chi-squared variable, in two parts; alpha is the
+        positive root of its equation with 1. Proved at the even orders 2 and 4, where the integral is a polynomial (its
+        lemmas).
 
     References
     ----------

@@ -21,7 +21,7 @@ from dataclasses import replace
 
 import sympy as sp
 
-from ..errors import HyperparameterError, InvalidRuleError
+from ..errors import HyperparameterError
 from .assumptions import CONSTANT_HESSIAN, WHITE_NOISE, Assumption, domains
 from .formula import Formula, Step
 from .powers import TIME, Roots, characteristic_sequence, matrix_power, regime, sequence_at

@@ -359,7 +359,8 @@ def unhinged_covariance(
         equation=sp.Eq(shown, expression, evaluate=False),
         symbols={"noise": noise, **norm_symbols(curvature), **own},
         assumptions=(attack(sp.Integer(2)), LABELS, BELOW, stable(tuple(c.subs(conditions.h, h) for c in
-                     conditions.conditions)), Assumption("local", "the loss is quadratic where the weights are"), *domains(optimizer)),
+                     conditions.conditions)), Assumption("local", "the loss is quadratic where the weights are"),
+                     *domains(optimizer)),
         defining=tuple(sp.Eq(e.lhs.xreplace(rename), e.rhs.xreplace(rename), evaluate=False) for e in law.defining),
         solution={s.xreplace(rename): v.xreplace(rename) for s, v in law.solution.items()},
         references=(*REFERENCES, *optimizer.rule.references),

@@ -148,7 +148,7 @@ class Optimizer:
         """
         names = self.rule.slots
         chosen = names[:1] * 2 if slots is None else slots
-        if isinstance(chosen, str) or not isinstance(chosen, Sequence) or len(chosen) != 2 or not set(chosen) <= set(names):
+        if not isinstance(chosen, (tuple, list)) or len(chosen) != 2 or any(slot not in names for slot in chosen):
             raise InvalidRuleError(f"{self.rule.name} has the slots {names}; got {slots!r}.")
         return chosen[0], chosen[1]
 

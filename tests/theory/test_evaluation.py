@@ -93,7 +93,8 @@ def test_outside_the_conditions_there_is_no_number():
 
 
 def test_critical_damping_is_asked_for_where_it_is():
-    at = {"h_i": 1.0, "h_j": 1.0, "c_ij": 1.0, "k": 5, "start_w_w": 1.0, "start_w_v": 0.0, "start_v_w": 0.0, "start_v_v": 0.0}
+    at = {"h_i": 1.0, "h_j": 1.0, "c_ij": 1.0, "k": 5}
+    at |= {"start_w_w": 1.0, "start_w_v": 0.0, "start_v_w": 0.0, "start_v_v": 0.0}
     law = transient_covariance(heavy_ball, roots=("repeated", "repeated")).lambdify()
     critical = float((1 - mp.sqrt(0.81)) ** 2)
     near = transient_covariance(heavy_ball).lambdify()(**at, lr=critical * (1 + 1e-9), momentum=0.81)
