@@ -51,8 +51,7 @@ class Rounded:
         size = abs(self.value)
         if isinstance(other, int):
             if other < 0:
-                inverse: Rounded = self**-other
-                return _lifted(1) / inverse
+                return _lifted(1) / self**-other
             # (s + e)^n - s^n bounds the error, also at s = 0.
             return _after(self.value**other, (size + self.error) ** other - size**other, other)
         np, other = sys.modules["numpy"], _lifted(other)
@@ -70,7 +69,7 @@ class Rounded:
         return self + -_lifted(other)
 
     def __rsub__(self, other: Any) -> Rounded:
-        return -self + other
+        return -self + _lifted(other)
 
     def __rtruediv__(self, other: Any) -> Rounded:
         return _lifted(other) / self

@@ -44,7 +44,8 @@ MAKERS = (
 #: A value for every role of the formulas above, whatever the rule's own hyper-parameter is called.
 AT = {"lr": 0.2, "h_i": 0.7, "h_j": 0.4, "c_ij": 0.6, "w_star": 1.5, "k": 3, "s": 3, "K": 4, "E": 2, "M": 5, "h": 0.7,
       "lr_before": 0.3, "batch_size": 4, "mean_square_h": 1.0, "mean_square_g": 0.5, "label_noise": 0.5, "U": 0.3,
-      "delta_ij": 0.5, "inverse_temperature": 9.0, "noise": 0.8, "decay": 0.3, "norm_m": 2.0, "radius": 0.4}  # fmt: skip
+      "delta_ij": 0.5, "inverse_temperature": 9.0, "noise": 0.8, "decay": 0.3, "norm_m": 2.0,
+      "radius": 0.4}  # fmt: skip
 #: Names that formulas use, and the formulas that do.
 NAMES = {
     "s": (autocovariance, transient_mean), "k": (transient_mean, autocovariance), "K": (average_covariance,),
@@ -67,6 +68,13 @@ def with_momentum_called(name):
     return update_rule(slots=("w", "v"), domains={name: sp.Interval.Ropen(0, 1)})(space["own"])
 
 
+def made_of(make, rule):
+    try:
+        return make(rule), None
+    except HyperparameterError as error:
+        return None, error
+
+
 def number(formula, momentum, called):
     given = {role: momentum if role == called else AT.get(role, 0.25) for role in formula.symbols}
     return formula.lambdify()(**given)
@@ -77,11 +85,10 @@ def test_no_name_merges_with_a_symbol_of_the_formula(name):
     """Momentum by another name gives the same number, or the formula says that it uses the name itself."""
     rule = with_momentum_called(name)
     for make in NAMES[name]:
-        try:
-            formula = make(rule)
-        except HyperparameterError as error:
+        formula, error = made_of(make, rule)
+        if formula is None:
             assert error.name == name
-            assert "bind or rename" in str(error)
+            assert "is a name that this formula uses; bind or rename" in str(error)
             continue
         known = make(heavy_ball(dampening=0, weight_decay=0))
         assert number(formula, 0.6, name) == pytest.approx(number(known, 0.6, "momentum"), rel=1e-14)
