@@ -12,6 +12,7 @@ name               loss of outputs f and a label y       labels
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -83,7 +84,7 @@ def per_example_loss(loss: Loss) -> OutputLoss:
     if isinstance(loss, torch.nn.Module):
         return _by_example(loss)
     if callable(loss):
-        return _checked(loss)
+        return _Checked(loss)
     if not isinstance(loss, str) or loss not in LOSSES:
         raise InvalidProblemError(
             f"loss must be one of {', '.join(map(repr, LOSSES))} or a function of (outputs, y) that returns one loss "
@@ -92,9 +93,14 @@ def per_example_loss(loss: Loss) -> OutputLoss:
     return LOSSES[loss]
 
 
-def _checked(loss: OutputLoss) -> OutputLoss:
-    def each(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        losses = loss(outputs, y)
+@dataclass(frozen=True)
+class _Checked:
+    """A caller's loss, held to giving one number per example."""
+
+    loss: OutputLoss
+
+    def __call__(self, outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        losses = self.loss(outputs, y)
         if not isinstance(losses, torch.Tensor) or losses.shape != (len(outputs),):
             shape = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
             raise InvalidProblemError(
@@ -103,14 +109,22 @@ def _checked(loss: OutputLoss) -> OutputLoss:
             )
         return losses
 
-    return each
+
+@dataclass(frozen=True)
+class _ByExample:
+    """What a loss module makes of every example by itself."""
+
+    module: torch.nn.Module
+
+    def __call__(self, outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.module(outputs[i : i + 1], y[i : i + 1]).reshape(()) for i in range(len(outputs))])
 
 
 def _by_example(module: torch.nn.Module) -> OutputLoss:
-    """What a loss module makes of every example by itself."""
+    """A loss module that averages or adds up over the batch, asked example by example."""
     reduction = getattr(module, "reduction", "none")
     if reduction == "none":
-        return _checked(module)
+        return _Checked(module)
     weighted = isinstance(module, torch.nn.CrossEntropyLoss | torch.nn.NLLLoss) and module.weight is not None
     if weighted and reduction == "mean":
         raise InvalidProblemError(
@@ -118,8 +132,4 @@ def _by_example(module: torch.nn.Module) -> OutputLoss:
             f"no mean over examples, and on one example weights cancel. Give it reduction='none': the loss is then the "
             f"mean over examples of the weighted losses."
         )
-
-    def each(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return torch.stack([module(outputs[i : i + 1], y[i : i + 1]).reshape(()) for i in range(len(outputs))])
-
-    return each
+    return _ByExample(module)

@@ -19,11 +19,12 @@ from typing import Literal, TypeAlias, overload
 
 import numpy as np
 import torch
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from .. import numerics
 from ..errors import InvalidProblemError
 from ..numerics import StationaryCovariance
+from ..numerics._result import ArrayResult
 from ..theory import Optimizer
 from ._fourth_moment import FourthMoment, fourth_moment
 from ._gradients import Measurable
@@ -59,7 +60,7 @@ class AverageEstimate(TransientEstimate):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class AutocovarianceEstimate:
+class AutocovarianceEstimate(ArrayResult):
     """A measured stationary autocovariance: `value` is what ``numpy.asarray(estimate)`` gives.
 
     Attributes
@@ -106,9 +107,6 @@ class AutocovarianceEstimate:
     gradients: str
     fourth_moment: FourthMoment | None = field(default=None, kw_only=True)
     seed: int
-
-    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
-        return np.array(self.value, dtype=dtype)
 
     def _rows(self) -> list[tuple[str, str]]:
         stepper = "its rule" if self.engine == "rule" else "torch.optim.SGD"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import html
 import math
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,6 +30,7 @@ from scipy.sparse.linalg import LinearOperator
 from ..errors import InvalidProblemError
 from ..numerics import MinibatchNoise, Quadratic, QuadraticExamples, StationaryCovariance, TransientCovariance
 from ..numerics._arrays import choice, flag, nonnegative, whole_number
+from ..numerics._result import Frozen
 from ._draws import range_factor
 from ._minimum import curvature_of, curvature_of_products
 from ._pointwise_loss import PointwiseLoss
@@ -96,7 +98,7 @@ class CubicRemainder:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LocalQuadratic:
+class LocalQuadratic(Frozen):
     """A loss near an optimum: a problem for numerics, and the loss itself to hold it against.
 
     Attributes
@@ -128,7 +130,33 @@ class LocalQuadratic:
     per_example_gradients: Array = field(repr=False)
     batch_size: int
     replacement: bool
-    _loss: PointwiseLoss = field(repr=False)
+    _loss: PointwiseLoss | None = field(repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Products are left out, and a loss that pickle cannot name, as it cannot a lambda."""
+        state = super().__getstate__()
+        try:
+            pickle.dumps(state["_loss"])
+        except (pickle.PicklingError, AttributeError, TypeError):
+            state["_loss"] = None
+        return {**state, "hessian": self.hessian if self.explicit else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["hessian"] is None and state["_loss"] is not None:
+            state = {**state, "hessian": state["_loss"].hessian_operator()}
+        super().__setstate__(state)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LocalQuadratic:
+        return self  # nothing of it can be changed
+
+    @property
+    def _known_loss(self) -> PointwiseLoss:
+        if self._loss is None:
+            raise InvalidProblemError(
+                "this local quadratic has come through pickle without its loss, which pickle can only name: define the "
+                "loss by def in a module, or take flat_loss."
+            )
+        return self._loss
 
     @property
     def dim(self) -> int:
@@ -223,7 +251,7 @@ class LocalQuadratic:
                 f"{self.num_examples} Hessians of {self.dim} x {self.dim} take more than {HESSIAN_BYTES:,} bytes; "
                 f"the additive law needs their mean only: local.quadratic."
             )
-        hessians = self._loss.per_example_hessians()
+        hessians = self._known_loss.per_example_hessians()
         hessians = 0.5 * (hessians + hessians.transpose(0, 2, 1))
         return QuadraticExamples(hessians, self.per_example_gradients - hessians @ self.optimum)
 
@@ -284,13 +312,13 @@ class LocalQuadratic:
         curved = np.asarray(self.hessian @ factor)
         deltas = np.random.default_rng(rng).standard_normal((samples, factor.shape[1]))
         forms = np.einsum("ni,ij,nj->n", deltas, factor.T @ curved, deltas)
-        losses = self._loss.mean_at(self.optimum + deltas @ factor.T)
+        losses = self._known_loss.mean_at(self.optimum + deltas @ factor.T)
         bad = int(np.count_nonzero(~np.isfinite(losses)))
         if bad:
             raise InvalidProblemError(f"the loss is not finite at {bad} of {samples} points drawn from the covariance.")
         missed = losses - self.value - 0.5 * forms
         size = np.abs(missed)
-        real, own = self._loss.gradient_spreads(deltas[:NOISE_SAMPLES] @ factor.T)
+        real, own = self._known_loss.gradient_spreads(deltas[:NOISE_SAMPLES] @ factor.T)
         centred = self.per_example_gradients - self.per_example_gradients.mean(axis=0)
         noise, noise_error = _excess(real, np.full(len(real), np.mean(np.square(centred).sum(axis=1))))
         own_noise, own_noise_error = _excess(real, own)

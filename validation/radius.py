@@ -21,6 +21,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidProblemError, NonStationaryError, UnstableError
+from ..numerics._result import Frozen
 from ..theory import Optimizer
 from ._gradients import gradient_source
 from ._runs import Engine, seed_of
@@ -35,7 +36,7 @@ BLOCKS = 20
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class MeasuredRadiusPath:
+class MeasuredRadiusPath(Frozen):
     """What was measured along the radius; nan where there is no stationary run, and `status` says why.
 
     Every array has shape (K,), and beside it stands its standard error, from the spread between replicas.
@@ -158,8 +159,6 @@ def radius_path(
         status.append(text)
     columns = {name: values[0] for name, values in found.items()}
     errors = {f"{name}_error": values[1] for name, values in found.items()}
-    for column in (along, *columns.values(), *errors.values()):
-        column.flags.writeable = False
     return MeasuredRadiusPath(radii=along, **columns, **errors, estimates=tuple(estimates), status=tuple(status))
 
 

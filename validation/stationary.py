@@ -18,10 +18,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from .. import numerics
 from ..errors import InvalidProblemError
+from ..numerics._result import ArrayResult
 from ..theory import Optimizer
 from ._forgetting import Forgetting
 from ._fourth_moment import FourthMoment, fourth_moment
@@ -46,8 +47,8 @@ LARGEST_AUTOMATIC_BURN_IN = 1_000_000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Estimate:
-    """A measured stationary law: `value` is what ``numpy.asarray(estimate)`` gives.
+class Estimate(ArrayResult):
+    """A measured stationary law: `value` is what ``numpy.asarray(estimate)`` gives, read-only as all arrays here.
 
     Attributes
     ----------
@@ -104,9 +105,6 @@ class Estimate:
         """Frobenius norm of the standard errors relative to that of the estimate."""
         size = float(np.linalg.norm(self.value))
         return float(np.linalg.norm(self.standard_error)) / size if size else 0.0
-
-    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
-        return np.array(self.value, dtype=dtype)
 
     def _rows(self) -> list[tuple[str, str]]:
         snapshots, kept_replicas, size = self.samples.shape

@@ -26,6 +26,7 @@ from scipy.stats import norm
 
 from .. import numerics
 from ..errors import InvalidProblemError
+from ..numerics._result import Frozen
 from ..theory import Optimizer
 from ._gradients import Measurable
 from ._runs import Engine, advance, check_count, read_slots, set_up
@@ -46,7 +47,7 @@ LARGEST_SHARE = 0.2
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TailEstimate:
+class TailEstimate(Frozen):
     """A measured tail index.  A number wherever one is expected.
 
     Attributes

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import HyperparameterError, InvalidProblemError
 from ..numerics import Schedule
+from ..numerics._result import Frozen
 from ..theory import Optimizer
 from ._fourth_moment import fourth_moment
 from ._gradients import Measurable
@@ -37,7 +38,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Trajectory:
+class Trajectory(Frozen):
     """What was measured along a run: one `TransientEstimate` for each recorded time, and summaries over time.
 
     Attributes
