@@ -30,7 +30,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import TypeAlias
@@ -133,6 +133,15 @@ class Responses:
                 for own, row in zip(sizes, increment, strict=True)
             ]
         return tuple(_exponent_of(size) for size in sizes)
+
+    def in_units(self) -> tuple[list[list[Fraction]], list[list[Fraction]], Array]:
+        """The exact coefficients of the entries of D, row by row, and of b in these units, and h in its own."""
+        increment, gain = self._exact
+        size = [Fraction(2) ** u for u in self.units]
+        rows = [
+            [c * size[q] / size[p] for c in entry] for p, row in enumerate(increment) for q, entry in enumerate(row)
+        ]
+        return rows, [[c / size[p] for c in entry] for p, entry in enumerate(gain)], self._local
 
     @cached_property
     def _coefficients(self) -> tuple[Array, Array]:
@@ -238,6 +247,41 @@ class Responses:
                 out[p, q] = total
         return out
 
+    def power(self, count: int) -> Array:
+        """A to a power at every eigenvalue, shape (n, m, m), well enough for a bound."""
+        identity = np.eye(len(self.units))
+        total, factor = np.zeros_like(self._increments), self._increments
+        while count:
+            if count & 1:
+                total = total + factor + total @ factor
+            count >>= 1
+            factor = 2.0 * factor + factor @ factor if count else factor
+        return total + identity
+
+    def damped(self, rate: float, steps: int) -> Responses:
+        """For so many steps of ``A exp(-rate)``."""
+        out = replace(self, steps=steps)
+        shift = (self._increments - np.expm1(rate) * np.eye(len(self.units))) * np.exp(-rate)
+        vars(out)["_increments"] = shift
+        return out
+
+    def durations(self, a: int, p: int, count: int) -> Array:
+        """Bounds on the sums of ``|(A^t)_ap|`` over the first ``count`` times, shape (n,)."""
+        blocks = self.kicks.shape[-1]
+        starts = np.concatenate([[0.0], 2.0 ** np.arange(blocks - 1.0)])
+        times = np.minimum(np.maximum(count - starts, 0.0), np.maximum(starts, 1.0))
+        # Cauchy-Schwarz within each block; the last may stand for all that come after it.
+        times[-1] = max(count - starts[-1], 0.0)
+        return np.asarray(self.kicks[a, p] @ np.sqrt(times))
+
+    def slope(self, p: int, q: int) -> float:
+        """The largest divided difference of an entry of D, in units of H."""
+        return float(self._slopes[0][p, q])
+
+    def times(self, hessian: HessianError, sizes: Array) -> Array:
+        """Bounds on the entries of E X in units of H, from those of X."""
+        return hessian.scaled(2.0**-self._exponent).times(sizes)
+
     def theta(self, hessian: HessianError) -> float:
         """The size of the change relative to what is changed: the second order is this small against the first."""
         if hessian.none:
@@ -300,7 +344,8 @@ class Responses:
             blocks.append(np.maximum(np.diagonal(moved, axis1=1, axis2=2), 0.0))
             sums = blocks[-1].sum(axis=1)
             largest = largest + sums
-            if not moving.size or np.all(sums[moving] <= 2.0**-60 * largest[moving]):
+            forgotten = not moving.size or np.all(sums[moving] <= 2.0**-60 * largest[moving])
+            if forgotten and (self.steps is None or not self.flat.size):
                 break
         else:
             if self.steps is None and m > 1 and moving.size:

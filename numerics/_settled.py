@@ -13,30 +13,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NonStationaryError
-from ._evolution import Evolution, Steps, mirror, step_matrices, still
+from ._evolution import Evolution, Steps, mirror, steps_of, still
 from ._extended import Extended
+from ._forward_error import Responses
 from ._problem import Problem
+from ._spectral_gap import smallest_gap
 
-__all__ = ["moving_noise", "settled", "settled_law"]
+__all__ = ["moving_noise", "moving_responses", "settled", "settled_law"]
 
 Array: TypeAlias = NDArray[np.float64]
 
 
 def settled(problem: Problem) -> tuple[Evolution, Steps]:
-    """The stationary law of the directions that move for unit noise, and one step of them."""
+    """The stationary law of the directions that move for unit noise, and one step of them, in units of the slots.
+
+    Those are ``2**units`` of `moving_responses`.
+    """
     problem.check()
-    directions = problem.directions
-    steps = step_matrices(problem.optimizer, directions.eigenvalues[directions.moving])
+    steps = steps_of(*moving_responses(problem).in_units())
     one = still(steps.gain.hi.shape[0], steps.gain.hi.shape[2]).advance(steps, 1)
     law, kept = one.repeated_forever()
     if kept.any():
-        worst = float(directions.eigenvalues[directions.moving][kept][0])
+        h = problem.directions.eigenvalues[problem.directions.moving][kept]
         raise NonStationaryError(
-            f"{problem.optimizer!r} is too close to the stability edge along the direction with Hessian eigenvalue "
-            f"{worst:.6g}: it has not forgotten its start after 1e19 steps",
-            modes=(worst,),
+            f"{problem.optimizer!r} forgets its start by the factor 1 - {smallest_gap(problem.optimizer, h):.3g} a "
+            f"step along the direction with Hessian eigenvalue {h[0]:.6g}: too slowly for sums over all steps in "
+            f"double-double (stationary_covariance has no such limit)",
+            modes=(float(h[0]),),
         )
     return law, steps
+
+
+def moving_responses(problem: Problem) -> Responses:
+    """What kicks along the directions that move become, and the units in which they are measured."""
+    h = problem.directions.eigenvalues[problem.directions.moving]
+    return Responses(problem.optimizer, h, np.zeros(0, dtype=np.intp))
 
 
 def moving_noise(problem: Problem) -> Array:
@@ -52,8 +63,10 @@ def settled_law(problem: Problem) -> Extended:
     inner = np.ix_(problem.directions.moving, problem.directions.moving)
     out = Extended.of(np.zeros((m, m, *problem.rotated_noise.shape)))
     blocks = [(a, b, Extended.of(np.zeros_like(noise))) for a in range(m) for b in range(m)]
+    units = np.array(moving_responses(problem).units)
+    shift = (units[:, None] + units)[:, :, None, None]
     for (rows, columns), kernel in law.parts():
-        covariance = kernel.scaled(noise[rows, columns])
+        covariance = kernel.scaled(noise[rows, columns]).shifted(shift)
         for a, b, block in blocks:
             for part, values in ((block.hi, covariance.hi), (block.lo, covariance.lo)):
                 part[rows, columns] = values[a, b]

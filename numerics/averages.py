@@ -19,14 +19,18 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InvalidProblemError
 from ..theory import Optimizer, recursion
 from ._arrays import positive_semidefinite, shown, tuple_of, whole_number
+from ._bounded_array import BoundedArray
 from ._directions import eigen_directions
 from ._evolution import Steps, mirror, still
 from ._extended import Extended, identity
+from ._forward_error import warn_if_inaccurate
 from ._kernel import mean_kernel, pair_kernel, to_fraction
 from ._margins import check_stable
+from ._memory_error import average_error, lagged_error
 from ._problem import Problem
-from ._settled import moving_noise, settled
+from ._settled import moving_responses, settled
 from ._slot_law import slot_index
+from ._spectral_law import CAUSE, in_doubles
 from .epochs import EpochNoise, epoch_average_covariance
 from .mean_square import additive_problem
 from .noise import GradientNoise
@@ -46,7 +50,7 @@ def autocovariance(
     lag: int,
     *,
     slots: tuple[str, str] = ("w", "w"),
-) -> Array:
+) -> BoundedArray:
     r"""The covariance of one slot with another (or itself) a number of steps earlier, at the stationary law.
 
     Parameters
@@ -63,7 +67,8 @@ def autocovariance(
     Returns
     -------
     ndarray, shape (d, d)
-        ``Cov(a at t + lag, b at t)``; not symmetric, unless H and C commute.
+        ``Cov(a at t + lag, b at t)``; not symmetric, unless H and C commute.  Read-only, with ``error``: a bound on its
+        relative forward error in the Frobenius norm, which is warned of above 1e-6.
 
     Raises
     ------
@@ -88,19 +93,22 @@ def autocovariance(
     power = still(len(problem.optimizer.rule.slots), law.power.hi.shape[2]).power
     if count:
         power = powers_and_sums(steps, count)[0]
-    c = moving_noise(problem)
+    c, units = _moving_noise(problem), moving_responses(problem).units
     out = np.empty_like(c)
     row = power[a : a + 1]
     for (rows, columns), kernel in law.parts():
         out[rows, columns] = (row[:, :, rows, None] @ kernel[:, b : b + 1]).hi[0, 0] * c[rows, columns]
         other = kernel[b : b + 1] @ row[:, :, None, columns].transposed
         mirror(out, rows, columns, other.hi[0, 0] * c[rows, columns])
-    return problem.directions.rotate_back(_with_flat(problem, out), symmetric=False)
+    whole, exponent = _with_flat(problem, out), units[a] + units[b] + problem.scaled_noise.exponent
+    error = lagged_error(problem, whole, exponent, count, a, b)
+    warn_if_inaccurate("autocovariance", error, CAUSE)
+    return BoundedArray(in_doubles(problem.directions.rotate_back(whole, symmetric=False), exponent), error)
 
 
 def average_covariance(
     optimizer: Optimizer, hessian: ArrayLike, noise: ArrayLike | GradientNoise | EpochNoise, window: int
-) -> Array:
+) -> BoundedArray:
     r"""The covariance of the mean of the weights over a window of successive steps, at the stationary law.
 
     Parameters
@@ -116,7 +124,8 @@ def average_covariance(
     -------
     ndarray, shape (d, d)
         For large K it is the sandwich :math:`H^{-1} C H^{-1} / K`, whatever the learning rate and momentum.  Over whole
-        epochs, the noise of each of which sums to zero, it falls like :math:`1/K^2` instead.
+        epochs, the noise of each of which sums to zero, it falls like :math:`1/K^2` instead.  Read-only, with
+        ``error``: a bound on its relative forward error in the Frobenius norm, which is warned of above 1e-6.
 
     Raises
     ------
@@ -137,13 +146,16 @@ def average_covariance(
     size, n = law.power.hi.shape[1:]
     _, _, sums = powers_and_sums(steps, count)
     weights = (sums - identity(size, n).scaled(_extended(count)).scaled(0.5))[:1]
-    c = moving_noise(problem)
+    c, units = _moving_noise(problem), moving_responses(problem).units
     out = np.empty_like(c)
     for (rows, columns), kernel in law.parts():
         total = weights[:, :, rows, None] @ kernel[:, :1] + kernel[:1] @ weights[:, :, None, columns].transposed
         out[rows, columns] = total.hi[0, 0] / count / count * c[rows, columns]
         mirror(out, rows, columns, out[rows, columns])
-    return problem.directions.rotate_back(_with_flat(problem, out))
+    whole, exponent = _with_flat(problem, out), 2 * units[0] + problem.scaled_noise.exponent
+    error = average_error(problem, whole, exponent, count)
+    warn_if_inaccurate("average_covariance", error, CAUSE)
+    return BoundedArray(in_doubles(problem.directions.rotate_back(whole), exponent), error)
 
 
 def autocorrelation_time(optimizer: Optimizer, hessian: ArrayLike) -> Array:
@@ -216,6 +228,12 @@ def powers_and_sums(steps: Steps, count: int) -> tuple[Extended, Extended, Exten
     return power, plain, weighted
 
 
+def _moving_noise(problem: Problem) -> Array:
+    """The noise between the directions that move, in the units of `Problem.scaled_noise`."""
+    moving = problem.directions.moving
+    return problem.scaled_noise.covariance[np.ix_(moving, moving)]
+
+
 def _extended(n: int) -> Extended:
     hi = float(n)
     return Extended(np.asarray(hi), np.asarray(float(n - int(hi))))
@@ -223,7 +241,7 @@ def _extended(n: int) -> Extended:
 
 def _with_flat(problem: Problem, inner: Array) -> Array:
     """A matrix over the directions that move, with zeros for the flat ones."""
-    out = np.zeros_like(problem.rotated_noise)
+    out = np.zeros_like(problem.scaled_noise.covariance)
     moving = problem.directions.moving
     out[np.ix_(moving, moving)] = inner
     return out

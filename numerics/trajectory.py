@@ -311,9 +311,7 @@ def periodic_covariance(
     return PeriodicCovariance(np.array(positions), tuple(laws), period)
 
 
-def _check_forgotten(
-    bound: Bound, schedule: Schedule, once: Evolution, h: Array, kept: NDArray[np.bool_]
-) -> None:
+def _check_forgotten(bound: Bound, schedule: Schedule, once: Evolution, h: Array, kept: NDArray[np.bool_]) -> None:
     """Raise unless all directions that a period does not forget are flat."""
     curved = np.flatnonzero(kept & (h > 0))
     if not curved.size:

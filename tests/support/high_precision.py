@@ -46,6 +46,45 @@ def stationary_law(optimizer, hessian, noise, preconditioner=None, digits=DIGITS
     raise AssertionError("the recursion does not contract")
 
 
+def autocovariance(optimizer, hessian, noise, lag):
+    """``A^lag Z`` for all slots."""
+    z = stationary_law(optimizer, hessian, noise)
+    with mpmath.workdps(DIGITS + 40):
+        a, _ = recursion(optimizer, exactly(hessian))
+        for _ in range(lag):
+            z = a.dot(z)
+        return z
+
+
+def average_covariance(optimizer, hessian, noise, window):
+    """Of the mean of so many states: the sum over all pairs of times."""
+    z = stationary_law(optimizer, hessian, noise)
+    with mpmath.workdps(DIGITS + 40):
+        a, _ = recursion(optimizer, exactly(hessian))
+        total, lagged = window * z, z
+        for lag in range(1, window):
+            lagged = a.dot(lagged)
+            total = total + (window - lag) * (lagged + lagged.T)
+        return total / window**2
+
+
+def epoch_law(optimizer, hessian, noise, batches):
+    """The state at the ends of epochs whose noises sum to zero: every pair of their steps, epoch after epoch."""
+    with mpmath.workdps(DIGITS + 40):
+        a, b = recursion(optimizer, exactly(hessian))
+        gains, power = [b], a
+        for _ in range(batches - 1):
+            gains.append(a.dot(gains[-1]))
+            power = power.dot(a)
+        mean = sum(gains) / batches
+        z = sum((g - mean).dot(exactly(noise)).dot((g - mean).T) for g in gains) * batches / (batches - 1)
+        for _ in range(1200):
+            z, power = z + power.dot(z).dot(power.T), power.dot(power)
+            if max(abs(x) for x in power.ravel()) < mpmath.mpf(10) ** (-DIGITS // 2):
+                return z
+    raise AssertionError("the recursion does not contract")
+
+
 def relative_error(value, exact):
     """In the Frobenius norm, as a double; ``exact`` may be the covariance of all slots, the weights first."""
     d = len(value)
