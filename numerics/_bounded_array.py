@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 __all__ = ["BoundedArray"]
 
 
-class BoundedArray(np.ndarray):  # type: ignore[type-arg]
+class BoundedArray(np.ndarray):
     """An array with ``error``, a bound on its relative forward error in the Frobenius norm.
 
     Slices and results of arithmetic are plain arrays: the bound is of the whole.

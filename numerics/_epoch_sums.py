@@ -26,9 +26,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..theory import Optimizer
-from ._evolution import Evolution, step_coefficients, still
+from ._evolution import Evolution, still
 from ._extended import Extended, identity, polynomial_values
+from ._forward_error import Responses
 
 __all__ = ["Correlated", "EpochSteps", "Stretch", "epoch_steps", "exactly", "with_empty_sum"]
 
@@ -54,9 +54,9 @@ class EpochSteps:
         return still(*self.increment.hi.shape[1:]).tiles
 
 
-def epoch_steps(optimizer: Optimizer, h: Array, *, summed: bool = False) -> EpochSteps:
-    """A step of a bound optimizer at eigenvalues; ``summed`` adds a last slot, the sum of the weights so far."""
-    increment, gain = step_coefficients(optimizer)
+def epoch_steps(responses: Responses, *, summed: bool = False) -> EpochSteps:
+    """A step at eigenvalues, in units of the slots; ``summed`` adds a last slot, the sum of the weights so far."""
+    increment, gain, h = responses.in_units()
     m = len(gain)
     rows = [increment[m * p : m * (p + 1)] for p in range(m)]
     if summed:

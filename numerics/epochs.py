@@ -40,7 +40,7 @@ from ._margins import check_stable, has_unit_root
 from ._memory_error import path_change
 from ._problem import Problem, make_problem
 from ._slot_law import SlotLaw
-from ._spectral_law import CAUSE, relative_error
+from ._spectral_law import CAUSE, in_doubles, relative_error
 
 __all__ = [
     "EpochCovariance",
@@ -161,13 +161,16 @@ def epoch_stationary_covariance(
     elif where > 0:
         law = steps.after(law, one, where)
 
+    units = problem.responses.units
+
     def block(a: int, b: int) -> Array:
         back = problem.directions.rotate_back(law.injected(a, b, c), symmetric=a == b)
-        return problem.leave_symmetric(back) if a == b else problem.leave(back)
+        whole = problem.leave_symmetric(back) if a == b else problem.leave(back)
+        return in_doubles(whole, units[a] + units[b] + problem.scaled_noise.exponent)
 
-    s = law.injected(0, 0, c)
-    value = problem.leave_symmetric(problem.directions.rotate_back(s))
-    error = _epoch_error(problem, noise, s, c)
+    scaled = law.injected(0, 0, c)
+    value, s = block(0, 0), np.ldexp(scaled, 2 * units[0] + problem.scaled_noise.exponent)
+    error = _epoch_error(problem, noise, scaled, c)
     warn_if_inaccurate("stationary_covariance", error, CAUSE, stacklevel=4)
     return EpochCovariance(value, problem.optimizer, where, noise, error, problem, block, s)
 
@@ -182,7 +185,7 @@ def epoch_average_covariance(optimizer: Optimizer, hessian: ArrayLike, noise: Ep
     count = whole_number("window", window, least=1)
     _, law, c = _start_of_epoch(problem, noise)
     steps = _correlated(noise)
-    one = epoch_steps(problem.optimizer, problem.directions.eigenvalues, summed=True)
+    one = epoch_steps(problem.responses, summed=True)
     total = with_empty_sum(law)
     epochs, rest = divmod(count, noise.batches_per_epoch)
     if epochs:
@@ -193,11 +196,12 @@ def epoch_average_covariance(optimizer: Optimizer, hessian: ArrayLike, noise: Ep
     mean = total.injected(last, last, c) / count / count
     error = _epoch_error(problem, noise, mean, c, count)
     warn_if_inaccurate("average_covariance", error, CAUSE, stacklevel=4)
-    return BoundedArray(problem.directions.rotate_back(mean), error)
+    exponent = 2 * problem.responses.units[0] + problem.scaled_noise.exponent
+    return BoundedArray(in_doubles(problem.directions.rotate_back(mean), exponent), error)
 
 
 def _epoch_error(problem: Problem, noise: EpochNoise, law: Array, c: Array, window: int = 0) -> float:
-    r"""The bound for a law of shuffled epochs in the eigenbasis, or for that of a mean over a window.
+    r"""The bound for a law of shuffled epochs in the eigenbasis and units, or for that of a mean over a window.
 
     The noises of an epoch have a covariance of at most :math:`1 - \rho` times that of independent ones, whatever the
     direction, which bounds the past.  A window that is shifted differs from one that begins with an epoch by no more
@@ -210,17 +214,15 @@ def _epoch_error(problem: Problem, noise: EpochNoise, law: Array, c: Array, wind
     spreads = np.sqrt(np.sum(responses.noise[0] ** 2, axis=-1))
     flat = problem.directions.flat
     spreads[:, flat] = np.sqrt(np.sum(within.noise[0] ** 2, axis=-1))[:, flat]
-    # In units of the slots, as the law is brought to.
-    scale = np.ldexp(1.0, -responses.units[0])
     spreads = spreads * np.sqrt(float(1 - noise.correlation) * np.maximum(np.diagonal(c), 0.0))
-    last = np.sqrt(np.maximum(np.diagonal(law), 0.0)) * scale
+    last = np.sqrt(np.maximum(np.diagonal(law), 0.0))
     if window:
         spreads[0] = np.minimum(last + 2.0 * min(noise.batches_per_epoch / window, 1.0) * spreads[0], spreads[0])
     change = path_change(responses, error, spreads, last)
     # In the noise the law is linear, entry by entry.
-    dc = np.ldexp(problem.scaled_noise.error, problem.scaled_noise.exponent)
+    dc = problem.scaled_noise.error
     relative = np.divide(dc, np.abs(c), out=np.zeros_like(dc), where=c != 0)
-    return relative_error(problem, np.abs(law), change / scale / scale + np.abs(law) * relative)
+    return relative_error(problem, np.abs(law), change + np.abs(law) * relative)
 
 
 def crossover_curvature(optimizer: Optimizer, batches_per_epoch: int) -> float:
@@ -301,13 +303,13 @@ def _start_of_epoch(problem: Problem, noise: EpochNoise) -> tuple[EpochSteps, Ev
     pair_kernel(problem.optimizer)  # refuses a rule that never forgets, whatever the curvature
     directions = problem.directions
     check_stable(problem.optimizer, directions.eigenvalues[directions.moving])
-    c = problem.rotated_noise
+    c = problem.scaled_noise.covariance
     if directions.flat.size and not noise.sums_to_zero:
         _check_no_walk(problem, noise)
         c = c.copy()
         c[directions.flat] = 0.0
         c[:, directions.flat] = 0.0
-    one = epoch_steps(problem.optimizer, directions.eigenvalues)
+    one = epoch_steps(problem.responses)
     keep = _without_level(problem, len(problem.optimizer.rule.slots)) if directions.flat.size else None
     law, kept = _correlated(noise).epoch(one, one.tiles, keep).repeated_forever()
     if kept.any():
@@ -338,10 +340,12 @@ def _without_level(problem: Problem, size: int) -> Extended:
     """
     directions = problem.directions
     left, right = _null_vectors(problem.optimizer)
+    units = problem.responses.units
     out = identity(size, directions.eigenvalues.size)
     for p in range(size):
         for q in range(size):
-            entry = exactly(Fraction(int(p == q)) - right[p] * left[q])
+            unit = Fraction(2) ** (units[q] - units[p])
+            entry = exactly(Fraction(int(p == q)) - right[p] * left[q] * unit)
             out.hi[p, q, directions.flat], out.lo[p, q, directions.flat] = entry.hi, entry.lo
     return out
 

@@ -71,3 +71,14 @@ def test_numbers_beyond_doubles_on_the_way():
     law = stationary_covariance(optimizer, *arrays).value[0, 0]
     assert autocovariance(optimizer, *arrays, 10**10)[0, 0] == pytest.approx(law * np.exp(-1), rel=1e-9)
     assert average_covariance(optimizer, *arrays, 3)[0, 0] == pytest.approx(law, rel=1e-9)
+
+
+def test_an_epoch_law_in_other_units():
+    """The weights in units of sqrt(s): H / s, C / s and lr s give s times the covariance."""
+    hessian, noise = problem(4, 1)
+    for scale in (2.0**-500, 2.0**500):
+        law = stationary_covariance(heavy_ball(lr=0.05, momentum=0.5), hessian, EpochNoise(noise, 6))
+        optimizer = heavy_ball(lr=0.05 * scale, momentum=0.5)
+        other = stationary_covariance(optimizer, hessian / scale, EpochNoise(noise / scale, 6))
+        gap = np.linalg.norm(other.value / scale - law.value)
+        assert gap <= (law.error + other.error) * np.linalg.norm(law.value)
