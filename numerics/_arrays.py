@@ -27,7 +27,7 @@ import scipy.linalg
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import InvalidProblemError, SgdcovError
+from ..errors import InvalidProblemError, ScaleError, SgdcovError
 
 __all__ = [
     "choice",
@@ -44,6 +44,7 @@ __all__ = [
     "square",
     "symmetric",
     "tuple_of",
+    "variance",
     "vector",
     "whole_number",
 ]
@@ -225,6 +226,22 @@ def nonnegative(name: str, value: object) -> float:
     1.0
     """
     return number(name, value, least=0)
+
+
+def variance(name: str, value: object, power: int = 2) -> float:
+    """An even power of a standard deviation; `ScaleError` where double precision does not hold it.
+
+    Examples
+    --------
+    >>> variance("std", 3.0)
+    9.0
+    """
+    deviation = np.float64(nonnegative(name, value))
+    with np.errstate(over="ignore", under="ignore"):
+        out = float(deviation**power)
+    if not np.isfinite(out) or (out == 0.0 and deviation > 0.0):
+        raise ScaleError(f"{name}={deviation:.3g} to the power {power} is beyond double precision: rescale the data")
+    return out
 
 
 def whole_number(name: str, value: object, *, least: int = 0, most: int | None = None) -> int:

@@ -30,6 +30,8 @@ Verdict: TypeAlias = Literal["exists", "does not exist", "undecided"]
 CLEAR = 4.0
 #: Directions of the operator on the circle; the error is the difference from half as many.
 _DIRECTIONS = 512
+#: Numbers in the populations, and steps, at most.
+LARGEST_POPULATION = 100_000_000
 #: Rare inputs that populations must meet in a run.
 _SEEN = 100
 #: Operations up to which the factors of all examples are diagonalised.
@@ -58,9 +60,15 @@ class GrowthRates:
         progress: Callable[[str], object] | None = None,
     ) -> None:
         self.products, self.method = products, _arrays.choice("method", method, get_args(Method))
-        self.particles = _arrays.whole_number("particles", particles, least=8)
-        self.steps = _arrays.whole_number("steps", steps, least=8)
-        self.repetitions = _arrays.whole_number("repetitions", repetitions, least=2)
+        self.particles = _arrays.whole_number("particles", particles, least=8, most=LARGEST_POPULATION)
+        self.steps = _arrays.whole_number("steps", steps, least=8, most=LARGEST_POPULATION)
+        self.repetitions = _arrays.whole_number("repetitions", repetitions, least=2, most=LARGEST_POPULATION)
+        entries = self.particles * self.repetitions * products.size
+        if entries > LARGEST_POPULATION:
+            raise InvalidProblemError(
+                f"{self.repetitions} repetitions of {self.particles} particles of {products.size} entries each are "
+                f"{entries} numbers, drawn anew in every step; at most {LARGEST_POPULATION} are held"
+            )
         if progress is not None and not callable(progress):
             raise InvalidProblemError(f"progress must be a function of a line of text, got {_arrays.shown(progress)}")
         self.progress = progress

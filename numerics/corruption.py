@@ -27,7 +27,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import HyperparameterError, InvalidProblemError
+from ..errors import HyperparameterError, InvalidProblemError, ScaleError
 from ..theory import Optimizer, recursion
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size, draw_batches
@@ -179,7 +179,7 @@ class CorruptedInputs(GradientNoise):
                 "and y by the roots of the weights yourself if the noise is to be of the scaled labels"
             )
         curvature = self._mean_curvature
-        return np.asarray(_arrays.nonnegative("std", std) ** 2 / self.batch_size * 0.5 * (curvature + curvature.T))
+        return np.asarray(_arrays.variance("std", std) / self.batch_size * 0.5 * (curvature + curvature.T))
 
     def draw(self, rng: np.random.Generator, count: int) -> Draw:
         """Batches drawn from the examples, with inputs corrupted afresh."""
@@ -334,6 +334,7 @@ class InputNoise(CorruptedInputs):
                 "is not noise on the inputs"
             )
         object.__setattr__(self, "std", _arrays.nonnegative("std", self.std))
+        _arrays.variance("std", self.std, power=4)  # its fourth moment must be a number
 
     def __repr__(self) -> str:
         return (
@@ -411,7 +412,14 @@ def langevin_noise(optimizer: Optimizer, dim: int, inverse_temperature: float) -
     beta = _arrays.nonnegative("inverse_temperature", inverse_temperature)
     if not beta > 0.0:
         raise InvalidProblemError("inverse_temperature must be positive, got 0: the noise would be infinite")
-    return np.asarray(2.0 / (beta * lr) * np.eye(_arrays.whole_number("dim", dim, least=1, most=LARGEST_DIM)))
+    with np.errstate(over="ignore", divide="ignore"):
+        strength = float(2.0 / np.float64(beta) / np.float64(lr))
+    if not 0.0 < strength < np.inf:
+        raise ScaleError(
+            f"Langevin noise of inverse temperature {beta:.3g} at lr={lr:.3g} has a variance that double precision "
+            f"does not hold; rescale the loss"
+        )
+    return np.asarray(strength * np.eye(_arrays.whole_number("dim", dim, least=1, most=LARGEST_DIM)))
 
 
 def _doubled(a: Array) -> Array:

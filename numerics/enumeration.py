@@ -69,12 +69,12 @@ def one_gradient_form(optimizer: Optimizer, noise: GradientNoise) -> tuple[Optim
     >>> plain, noise.hessian, stationary_covariance(plain, noise.hessian, noise).value
     (sgd(lr=1.0), array([[0.5]]), array([[0.33333333]]))
     """
-    optimizer = recursion(optimizer).optimizer
+    step = recursion(optimizer)
+    optimizer = step.optimizer
     if len(optimizer.rule.slots) != 1:
         raise InvalidRuleError(
             f"{optimizer.rule.name} has the slots {', '.join(optimizer.rule.slots)}; a rule of one slot is plain SGD"
         )
-    step = recursion(optimizer)
     increments = [float(layer[0][0]) for layer in step.increment_coefficients]
     gains = [float(layer[0]) for layer in step.noise_gain_coefficients]
     hessians, slopes = _batches(noise)

@@ -125,7 +125,7 @@ class GradientNoise(Frozen, ABC):
 
     def __add__(self, other: ArrayLike) -> GradientNoise:
         if isinstance(other, GradientNoise):
-            raise TypeError(
+            raise InvalidProblemError(
                 "two gradient noises that depend on the weights do not add up: each is the noise of a whole loss. "
                 "Add a covariance matrix, such as noise.label_noise(std) or langevin_noise(...)."
             )
@@ -278,7 +278,7 @@ class MinibatchNoise(GradientNoise):
         """
         if not isinstance(self.problem, LeastSquares):
             raise InvalidProblemError("only a LeastSquares problem has labels to add noise to")
-        strength = _arrays.nonnegative("std", std) ** 2 / self.batch_size
+        strength = _arrays.variance("std", std) / self.batch_size
         weights = self.problem.sample_weight
         if weights is None:
             return np.asarray(strength * self._gram)
