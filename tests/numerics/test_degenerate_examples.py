@@ -67,7 +67,8 @@ def test_equal_examples_are_as_stable_as_their_mean(scale):
     stability = mean_square_stability(sgd(lr=50.0 / scale**2), noise)
     assert stability.spectral_radius == pytest.approx(0.25, rel=1e-14)
     assert stability.largest_lr == pytest.approx(200.0 / scale**2, rel=1e-12)
-    assert stability.feedback_radius == pytest.approx(0.0, abs=1e-30)
+    # the rounding of mean H_n S H_n - H S H, times what the law makes of noise: lr h / (2 - lr h) < 1
+    assert 0.0 <= stability.feedback_radius <= 8 * np.finfo(float).eps
 
 
 def test_one_example_without_corruption_is_deterministic():
