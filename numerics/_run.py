@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 
 from ..errors import DivergenceError, ScaleError, SlowWarning
 from ..theory import Optimizer
+from ._directions import EPS
 from ._evolution import Evolution, Steps, running, still
 from ._extended import Extended
 from ._initial import start_level
 from ._polynomial import binary_exponent
 from ._problem import Problem
+from ._run_error import RunError, diagonals, joint_error
 from ._step_family import StepFamily
 from .schedules import counted, phase_name
 
@@ -50,7 +52,8 @@ class Records:
     parts: Parts
     mean: Extended
     heard: NDArray[np.bool_]
-    evolution: Evolution | None = None
+    #: Bounds on the relative errors of the covariances of the weights; None where none is known.
+    error: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -79,20 +82,31 @@ class Run:
     ) -> None:
         self._ends = tuple(itertools.accumulate(count for _, count in bound))
         self._bound, self._family, self._problem = bound, family, problem
-        noise, unit = problem.rotated_noise.copy(), np.array(family.units)
-        noise[list(quiet)] = 0.0  # along directions that count as without noise
-        noise[:, list(quiet)] = 0.0
+        known, unit = problem.scaled_noise, np.array(family.units)
+        noise, noise_error = known.covariance.copy(), known.error.copy()
+        for array in (noise, noise_error):  # along directions that count as without noise
+            array[list(quiet)] = 0.0
+            array[:, list(quiet)] = 0.0
         m, d = unit.size, noise.shape[0]
         self.evolution = still(m, d)
-        self._heard = np.diagonal(noise) > problem.noise_level
-        self._noise_scale = binary_exponent(noise)
-        self._noise = np.ldexp(noise, -self._noise_scale)
+        self._heard = problem.heard & (np.diagonal(noise) > 0)
+        self._noise, self._noise_error, self._noise_scale = noise, noise_error, known.exponent
         self._law: Extended | None = None
         self._law_scale = 0
         if law is not None:
             self._heard = self._heard | (np.diagonal(law.hi[0, 0]) > start_level(law))
             self._law_scale = binary_exponent(law.hi) - 2 * int(unit.max())
             self._law = law.shifted(-(unit[:, None, None, None] + unit[:, None, None] + self._law_scale))
+        begun = np.zeros((d, m, m))
+        if self._law is not None:
+            with np.errstate(over="ignore"):
+                variances = np.diagonal(self._law.hi, axis1=2, axis2=3)
+                begun = np.ldexp(np.moveaxis(variances, 2, 0), self._law_scale - self._noise_scale)
+        entries = problem.hessian_error
+        spectral = entries.spectral + sum(np.linalg.norm(a) * np.linalg.norm(b) for a, b in entries.terms)
+        self.errors = RunError(float(np.ldexp(spectral, -family.scale)), begun, np.maximum(np.diagonal(noise), 0.0))
+        # Of a start that was rotated into the eigenbasis.
+        self._start_error = 0.0 if problem.directions.basis is None else 2.0 * (d + 4) * EPS
         mean = Extended.of(np.zeros((m, 1, d))) if mean is None else mean
         target = np.zeros(d) if target is None else target
         self._mean_scale = binary_exponent(mean.hi, target) - int(unit.max())
@@ -109,7 +123,9 @@ class Run:
         if self._law is None and not self._noise.any():  # the mean alone: no pair is asked for
             self.evolution = replace(self.evolution, tiles=(), kernels=())
         if 0 in wanted:
-            yield self._recorded(self.evolution.stacked([]), (0,), (self._bound[0][0],), "at the start")
+            yield self._recorded(
+                self.evolution.stacked([]), (0,), (self._bound[0][0],), "at the start", *self.errors.now()
+            )
         begun = time.monotonic()
         for first in range(0, len(segments), length):
             part = segments[first : first + length]
@@ -119,12 +135,25 @@ class Run:
             if not (last.finite() and (found is None or found.finite())):
                 self._diverged(part, phases, steps)
             self.evolution = last
+            lost = self._lost(part, phases, steps)
             if found is not None:
                 those = [segment for segment, keep in zip(part, kept, strict=True) if keep]
                 ends, optimizers = tuple(s.end for s in those), tuple(s.optimizer for s in those)
-                yield self._recorded(found, ends, optimizers, self._name(part[-1]))
+                yield self._recorded(found, ends, optimizers, self._name(part[-1]), *(a[kept] for a in lost))
             if first == 0:
                 warn_if_long(begun, length / len(segments), f"{len(segments):,} phases of {size[2]} directions")
+
+    def settle(self, law: Evolution, once: Evolution) -> None:
+        """Go on from the periodic law of these phases, of which ``once`` is one period; with its error."""
+        self.evolution = law
+        weights = np.concatenate(diagonals(law.stacked([])), axis=1)[0]
+        self.errors.start = self.errors.noise[:, None, None] * weights
+        segments, m = self._segments(()), self.evolution.power.hi.shape[1:]
+        length = max(1, min(len(segments), _PART // (m[0] * m[1]) ** 2))
+        for first in range(0, len(segments), length):
+            part = segments[first : first + length]
+            self._lost(part, *self._phases(part))
+        self.errors.forever(once)
 
     def _segments(self, times: Sequence[int]) -> list[_Segment]:
         out, now, pending = [], 0, list(reversed(times))
@@ -153,15 +182,42 @@ class Run:
         whole = done[0] if len(done) == 1 else done[0].joined(done[1:]).at(np.argsort(np.concatenate(order)))
         return whole, steps
 
+    def _lost(self, part: Sequence[_Segment], phases: Evolution, steps: Steps) -> tuple[Array, Array]:
+        """What rounding of the Hessian may have done by the end of every phase, and that of the steps."""
+        if not self.evolution.tiles:
+            return np.zeros(len(part)), np.zeros(len(part))
+        counts = np.array([segment.count for segment in part], dtype=object)
+        return self.errors.passed(phases, steps, counts, self._family.slopes([s.optimizer for s in part]))
+
     def _recorded(
-        self, evolution: Evolution, times: tuple[int, ...], optimizers: tuple[Optimizer, ...], where: str
+        self,
+        evolution: Evolution,
+        times: tuple[int, ...],
+        optimizers: tuple[Optimizer, ...],
+        where: str,
+        lost: Array,
+        rounding: Array,
     ) -> Records:
         units, law, noise = self._family.units, self._law, self._noise
 
-        def parts(a: int, b: int) -> tuple[Array, Array]:
+        def local(a: int, b: int) -> tuple[Array, Array]:
             with np.errstate(over="ignore", invalid="ignore", under="ignore"):
                 built = evolution.injected(a, b, noise)
-                left = np.zeros_like(built) if law is None else evolution.propagated(a, b, law)
+                return np.zeros_like(built) if law is None else evolution.propagated(a, b, law), built
+
+        left, built = weights = local(0, 0)
+        with np.errstate(all="ignore"):
+            left = np.ldexp(left, self._law_scale - self._noise_scale)
+            kept = np.max(np.abs(evolution.power.hi[0]).sum(axis=0), axis=-1) ** 2
+            start = 0.0 if law is None else np.ldexp(_size(law.hi), self._law_scale - self._noise_scale)
+            if self._noise_error.any():
+                lost = lost + _size(evolution.injected(0, 0, self._noise_error))
+            lost = lost + (kept * (self._start_error * start) if self._start_error and start else 0.0)
+            error = joint_error(self._problem, _size(left + built), lost) + rounding
+
+        def parts(a: int, b: int) -> tuple[Array, Array]:
+            left, built = weights if a == b == 0 else local(a, b)
+            with np.errstate(over="ignore", invalid="ignore", under="ignore"):
                 shifted = [
                     np.ldexp(values, units[a] + units[b] + scale)
                     for values, scale in ((left, self._law_scale), (built, self._noise_scale))
@@ -175,7 +231,7 @@ class Run:
             if evolution.pushed is not None:
                 mean = mean + evolution.pushed
             mean = mean[:, 0].shifted(np.array(units)[:, None, None] + self._mean_scale)
-        return Records(times, optimizers, parts, mean, self._heard, evolution)
+        return Records(times, optimizers, parts, mean, self._heard, error)
 
     def check(self, finite: bool, optimizer: Optimizer, where: str) -> None:
         """Raise `DivergenceError` or `ScaleError` unless a result is finite."""
@@ -206,6 +262,11 @@ def check_growth(finite: bool, steps: Steps, h: Array, where: str) -> None:
     if growth[worst] > 1.0 + 1e-12:
         raise DivergenceError(where, float(h[worst]), float(growth[worst]))
     raise ScaleError(f"{where}: the covariance is too large for a double, although nothing grows. Rescale the problem.")
+
+
+def _size(a: Array) -> Array:
+    """The Frobenius norms over the last two axes."""
+    return np.asarray(np.linalg.norm(a, axis=(-2, -1))) if a.ndim == 3 else np.asarray(np.linalg.norm(a))
 
 
 def _check_scale(local: Array, value: Array, what: str) -> None:

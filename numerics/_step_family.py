@@ -73,6 +73,21 @@ class StepFamily:
             None if push is None else push[:, None].shifted(-unit),
         )
 
+    @property
+    def scale(self) -> int:
+        """The binary exponent of the unit of H."""
+        return self._scale
+
+    def slopes(self, optimizers: Sequence[Optimizer]) -> tuple[Array, Array]:
+        """Bounds on the divided differences of A and of b, for every optimizer, in these units."""
+        m, unit = self._slots, np.array(self.units)[:, None, None]
+        with np.errstate(over="ignore", invalid="ignore"):
+            coefficients = np.abs(self._coefficients(optimizers).hi)
+            summed = np.tensordot(np.arange(len(coefficients)), coefficients, axes=1)
+            increment = np.ldexp(summed[: m * m].reshape(m, m, -1), unit.swapaxes(0, 1) - unit)
+            gain = np.ldexp(summed[m * m :], -unit[:, 0])
+            return np.linalg.norm(increment, axis=(0, 1)), np.linalg.norm(gain, axis=0)
+
     def gradient_point(self, optimizer: Optimizer) -> Array:
         """The slots' weights in the point of the optimizer's one gradient, which may change with the phase."""
         exact, m = self._exact(optimizer), self._slots

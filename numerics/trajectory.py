@@ -27,12 +27,14 @@ from ..theory import Optimizer, recursion
 from ._arrays import whole_number
 from ._directions import Directions, check_flat_noise
 from ._evolution import Evolution
+from ._forward_error import warn_if_inaccurate
 from ._initial import initial_law, initial_mean, rest_factors
 from ._log_determinant import log_determinant
 from ._noisy_run import NoisyRun
 from ._problem import make_problem
 from ._result import Frozen
 from ._run import Bound, Run
+from ._spectral_law import CAUSE
 from ._step_family import StepFamily
 from .noise import GradientNoise
 from .schedules import Schedule, counted
@@ -60,6 +62,9 @@ class Trajectory(Frozen):
         The loss at the mean, above the minimum.
     final : TransientCovariance
         The covariance of all slots at the end of the schedule: a start for the next.
+    error : ndarray, shape (n,), or None
+        A bound on the relative forward error of each covariance in the Frobenius norm; None under noise that depends on
+        the weights, where none is known.
     """
 
     times: NDArray[np.int64]
@@ -72,6 +77,7 @@ class Trajectory(Frozen):
     _laws: tuple[Array, ...] = field(repr=False)
     _directions: Directions = field(repr=False)
     _heard: NDArray[np.bool_] = field(repr=False)
+    error: Array | None = None
 
     def __repr__(self) -> str:
         return f"Trajectory({self.times.size} times to {self.times[-1]}, d={self.mean.shape[1]})"
@@ -167,7 +173,7 @@ def trajectory(
         family = StepFamily((o for o, _ in bound), h, rest)
         run = Run(bound, family, problem, law, centred, directions.rotate(target))
     laws: list[Array] = []
-    rows, means, recorded = [], [], set(times)
+    rows, means, errors, recorded = [], [], [], set(times)
     for records in run.records({*times, schedule.steps}):
         left, built = records.parts(0, 0)
         finite = bool(np.isfinite(left + built).all())
@@ -179,12 +185,17 @@ def trajectory(
         wanted = [index for index, now in enumerate(records.times) if now in recorded]
         laws.extend((left + built)[wanted])
         rows.append(table[wanted])
+        errors.append(None if records.error is None else records.error[wanted])
         means.append(absolute_mean(records.mean, rest, target, directions)[0, wanted])
     final = covariance_of(problem, records, -1)
+    known = [each for each in errors if each is not None]
+    error = np.concatenate(known) if known else None
+    if error is not None:
+        warn_if_inaccurate("trajectory", float(np.max(error, initial=final.error or 0.0)), CAUSE)
     trace, left_risk, built_risk, mean_risk = np.concatenate(rows).T
     return Trajectory(
         np.array(times), np.concatenate(means), trace, left_risk, built_risk, mean_risk, final, tuple(laws), directions,
-        records.heard,
+        records.heard, error,
     )  # fmt: skip
 
 
@@ -214,6 +225,11 @@ class PeriodicCovariance(Frozen):
     def covariance(self) -> Array:
         """Covariance of the weights, shape (n, d, d)."""
         return np.stack([law.value for law in self.laws])
+
+    @property
+    def error(self) -> Array:
+        """Bounds on the relative forward errors of the covariances in the Frobenius norm, shape (n,)."""
+        return np.array([law.error for law in self.laws])
 
     @property
     def trace(self) -> Array:
@@ -302,12 +318,14 @@ def periodic_covariance(
         _check_forgotten(bound, schedule, once, h, kept)
         flat = np.flatnonzero(kept)
         check_flat_noise(replace(directions, flat=flat), problem.rotated_noise, problem.noise_level)
-        law, _ = once.without(kept).repeated_forever()
+        once = once.without(kept)
+        law, _ = once.repeated_forever()
     run = Run(bound, family, problem, quiet=np.flatnonzero(kept))
-    run.evolution = law
+    run.settle(law, once)
     laws: list[TransientCovariance] = []
     for records in run.records(positions):
         laws.extend(covariance_of(problem, records, index) for index in range(len(records.times)))
+    warn_if_inaccurate("periodic_covariance", max(law.error or 0.0 for law in laws), CAUSE)
     return PeriodicCovariance(np.array(positions), tuple(laws), period)
 
 

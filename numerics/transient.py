@@ -26,12 +26,14 @@ from ..theory import Optimizer, recursion
 from ._arrays import positive_semidefinite, vector, whole_number
 from ._directions import Directions
 from ._extended import Extended
+from ._forward_error import warn_if_inaccurate
 from ._initial import Law, initial_law, initial_mean, rest_factors
 from ._log_determinant import log_determinant
 from ._noisy_run import NoisyRun
 from ._problem import Problem, make_problem
 from ._run import Records, Run
 from ._slot_law import SlotLaw, slot_index
+from ._spectral_law import CAUSE
 from ._step_family import StepFamily
 from .mean_square import check_hessian
 from .noise import GradientNoise
@@ -59,6 +61,9 @@ class TransientCovariance(SlotLaw):
         What made the last step.
     steps : int
         Number of steps since the start.
+    error : float or None
+        A bound on the relative forward error of ``value`` in the Frobenius norm, against the law of the very doubles
+        that were given, start included; None under noise that depends on the weights, where none is known.
     """
 
     value: Array
@@ -69,6 +74,7 @@ class TransientCovariance(SlotLaw):
     _hessian: Array = field(repr=False)
     _solve_block: Callable[[int, int], Array] = field(repr=False)
     _solve_log_det_and_rank: Callable[[], tuple[float, int]] = field(repr=False)
+    error: float | None = None
     _on_demand = (*SlotLaw._on_demand, "_solve_log_det_and_rank")
 
     def settle(self) -> None:
@@ -196,6 +202,7 @@ def _after(run: Run, problem: Problem, count: int) -> TransientCovariance:
     (records,) = run.records([count])
     result = covariance_of(problem, records, 0)
     run.check(bool(np.isfinite(result.value).all()), problem.optimizer, f"{counted(count)} of {problem.optimizer!r}")
+    warn_if_inaccurate("transient_covariance", result.error or 0.0, CAUSE, stacklevel=4)
     return result
 
 
@@ -231,6 +238,7 @@ def covariance_of(problem: Problem, records: Records, index: int) -> TransientCo
         problem.hessian,
         block,
         lambda: log_determinant(s, records.heard),
+        None if records.error is None else float(records.error[index]),
     )
 
 

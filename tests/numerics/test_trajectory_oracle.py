@@ -10,7 +10,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from sgdcov.errors import ScaleError
+from sgdcov.errors import AccuracyWarning, NonStationaryError, ScaleError
 from sgdcov.numerics import (
     LeastSquares,
     MinibatchNoise,
@@ -163,3 +163,86 @@ def test_minibatch_noise_settles():
     law = transient_covariance(sgd(lr=0.1), noise.hessian, noise, 10**12, mean=[5.0])
     later = transient_covariance(sgd(lr=0.1), noise.hessian, noise, 3000, mean=[5.0])
     np.testing.assert_allclose(law.value, later.value, rtol=16 * EPS)
+
+
+def rotated(h, c, seed=0):
+    """H and C as doubles in a rotated basis, and their exact counterparts at 60 digits: eigenvalues and C there."""
+    d = len(h)
+    basis = np.linalg.qr(np.random.default_rng(seed).normal(size=(d, d)))[0]
+    hessian, noise = basis @ np.diag(h) @ basis.T, basis @ np.asarray(c) @ basis.T
+    hessian, noise = (hessian + hessian.T) / 2, (noise + noise.T) / 2
+    with mpmath.workdps(DIGITS):
+        eigenvalues, vectors = mpmath.eigsy(mpmath.matrix(hessian.tolist()))
+        exact = vectors.T * mpmath.matrix(noise.tolist()) * vectors
+    return hessian, noise, list(eigenvalues), vectors, [[exact[i, j] for j in range(d)] for i in range(d)]
+
+
+@pytest.mark.parametrize("smallest", [0.3, 1e-4, 1e-9])
+@pytest.mark.parametrize("rule", [sgd(), heavy_ball(momentum=0.9), nesterov(momentum=0.5)], ids=repr)
+def test_the_error_is_within_its_bound(rule, smallest):
+    """In a rotated basis, of which rounding knows small curvatures only so well; every result of a run."""
+    hessian, noise, h, vectors, c = rotated([1.0, 0.5, smallest], np.diag([1.0, 3.0, 2.0]))
+    schedule = Schedule([Phase(9, lr=0.3), Phase(1, lr=0.1), Phase(30, lr=0.2)])
+    start = np.diag([1.0, 2.0, 3.0])
+    run = trajectory(rule, schedule, hessian, noise, record=[9, 10, 40])
+    left = transient_covariance(rule.rule(**rule.values, lr=0.2), hessian, noise, 40, start=start)
+    with mpmath.workdps(DIGITS):
+        oracle, exact = Stepped(rule.rule, h), []
+        for optimizer, count in schedule.bind(rule):
+            for _ in range(count):
+                oracle.step(optimizer.values, c)
+            exact.append(oracle.block(0, 0))
+        begun, rest = Stepped(rule.rule, h), [1] + [0] * (oracle.m - 1)
+        z = vectors.T * mpmath.matrix(start.tolist()) * vectors
+        begun.law = [[[[z[i, j] * p * q for q in rest] for p in rest] for j in range(3)] for i in range(3)]
+        for _ in range(40):
+            begun.step(left.optimizer.values, c)
+
+        def back(block):
+            whole = vectors * mpmath.matrix(block) * vectors.T
+            return [[whole[i, j] for j in range(3)] for i in range(3)]
+
+        found = [*zip(run.covariance, run.error, exact, strict=True), (left.value, left.error, begun.block(0, 0))]
+        for value, bound, block in found:
+            error = relative(value, back(block))
+            assert error <= bound <= 1e-11
+
+
+def test_the_error_of_a_period_and_of_a_million_million_steps():
+    """Both know a small curvature only up to the rounding of the largest; sgd in closed form."""
+    lr = 0.25
+    for smallest, reach in ((1e-3, 1e-9), (1e-10, 1e-2)):
+        hessian, noise, h, vectors, c = rotated([1.0, 0.5, smallest], np.eye(3))
+        calls = (
+            lambda hessian=hessian, noise=noise: periodic_covariance(
+                sgd(lr=lr), Schedule([Phase(2), Phase(1)]), hessian, noise
+            ).laws[0],
+            lambda hessian=hessian, noise=noise: transient_covariance(sgd(lr=lr), hessian, noise, 10**12),
+        )
+        with mpmath.workdps(DIGITS):
+            size = len(h)
+            inner = mpmath.matrix(size)
+            for i in range(size):
+                for j in range(size):
+                    inner[i, j] = lr * c[i][j] / (h[i] + h[j] - lr * h[i] * h[j])
+            whole = vectors * inner * vectors.T
+            exact = [[whole[i, j] for j in range(size)] for i in range(size)]
+        for call in calls:
+            if smallest == 1e-10:
+                with pytest.warns(AccuracyWarning, match="relative error may be"):
+                    law = call()
+            else:
+                law = call()
+            assert relative(law.value, exact) <= law.error <= reach
+
+
+def test_noise_along_flat_directions_grows_without_end():
+    """A Hilbert matrix under isotropic noise: exactly k lr^2 of variance along what is flat, and no stationary law."""
+    hessian = 1.0 / (np.arange(15)[:, None] + np.arange(15) + 1)
+    steps = 10**6
+    law = transient_covariance(sgd(lr=0.5), hessian, np.eye(15), steps)
+    vectors = np.linalg.eigh(hessian)[1]
+    assert vectors[:, 0] @ law.value @ vectors[:, 0] == pytest.approx(steps * 0.25, rel=1e-7)
+    assert law.error <= 1e-7
+    with pytest.raises(NonStationaryError, match="random walk"):
+        periodic_covariance(sgd(lr=0.5), Schedule([Phase(2), Phase(1, lr=0.25)]), hessian, np.eye(15))
