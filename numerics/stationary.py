@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidProblemError, MeanSquareUnstableError, NonStationaryError
 from ..theory import Optimizer, recursion
-from ._arrays import finite_array, rounding_level
+from ._arrays import choice, finite_array, rounding_level
 from ._companion import equation_residual, stacked_law
 from ._forward_error import warn_if_inaccurate
 from ._kernel import pair_kernel
@@ -286,9 +286,7 @@ def stationary_covariance(
     >>> np.trace(stationary_covariance(sgd(lr=0.5), np.diag([2.0, 1.0]), np.diag([3.0, 0.0])))
     np.float64(0.75)
     """
-    known = get_args(Method)
-    if method not in known:
-        raise InvalidProblemError(f"unknown method {method!r}; the methods are {', '.join(map(repr, known))}")
+    method = choice("method", method, get_args(Method))
     if isinstance(noise, EpochNoise):
         if method not in ("auto", "spectral"):
             raise InvalidProblemError(f"method={method!r} solves for independent steps; an EpochNoise needs 'spectral'")
