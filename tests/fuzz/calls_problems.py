@@ -13,10 +13,12 @@ from .calls import size_of
 from .judge import EPS, Case, near, require
 
 
-def room(X, floor=1e-12):
-    """What rounding does to sums of products of these numbers, d and N being small."""
-    s = np.linalg.svd(np.asarray(X, dtype=float) / (np.max(np.abs(X)) or 1.0), compute_uv=False)
-    return floor * float(min(1e12, (s[0] / s[s > s[0] * 1e-14][-1]) ** 2)) if np.any(s) else floor
+def room(hessian, floor=1e-12):
+    """What rounding does to a least-squares solution: the condition, of directions that are not exactly flat."""
+    h, _ = o.directions(hessian)
+    most = max(h)
+    curved = [x for x in h if x > most * mpf(10) ** -50]
+    return floor * float(min(mpf(10) ** 12, most / min(curved))) if curved else floor
 
 
 def tame(*arrays):
@@ -95,7 +97,7 @@ def check_examples(problem, hessians, slopes, X, y, l2, weights, size, replaceme
     if weights is None:
         check_problem(problem, data.losses("squares", X, y, 0.0, 2, l2, None), w, allowed * 10)
     best = data.minimiser(h, data.mean(slopes))
-    loose = room(X if weights is None else X * np.sqrt(weights)[:, None])
+    loose = room(h)
     if loose < 1e-3 and size_of([best]):
         off = size_of([[a - mpf(float(b)) for a, b in zip(best, problem.optimum, strict=True)]])
         scale = size_of([best]) + size_of(o.matrix([y])) * float(np.linalg.norm(np.linalg.pinv(X)))
