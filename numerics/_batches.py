@@ -12,9 +12,13 @@ import operator
 import numpy as np
 
 from ..errors import InvalidProblemError
-from ._arrays import flag
+from ._arrays import flag, shown
 
 __all__ = ["batch_factor", "checked_batch_size", "draw_batches"]
+
+
+#: The largest batch of fresh examples: up to here an integer is a double.
+_MOST = 2**53
 
 
 def checked_batch_size(batch_size: object, num_examples: int | None) -> int:
@@ -22,12 +26,14 @@ def checked_batch_size(batch_size: object, num_examples: int | None) -> int:
     try:
         size = operator.index(batch_size)  # type: ignore[arg-type]
     except TypeError as error:
-        raise InvalidProblemError(f"batch_size must be an integer, got {batch_size!r}") from error
+        raise InvalidProblemError(f"batch_size must be an integer, got {shown(batch_size)}") from error
     if isinstance(batch_size, bool | np.bool_) or size < 1:
-        raise InvalidProblemError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
+        raise InvalidProblemError(f"batch_size must be an integer of at least 1, got {shown(batch_size)}")
+    if num_examples is None and size > _MOST:
+        raise InvalidProblemError(f"batch_size must be at most {_MOST}, got {shown(batch_size)}")
     if num_examples is not None and size > num_examples:
         raise InvalidProblemError(
-            f"batch_size must be from 1 to the number of examples, {num_examples}, got {batch_size!r}"
+            f"batch_size must be from 1 to the number of examples, {num_examples}, got {shown(batch_size)}"
         )
     return size
 

@@ -17,6 +17,7 @@ import scipy.special
 from numpy.typing import NDArray
 
 from ..errors import InvalidProblemError
+from ._arrays import number, shown
 
 __all__ = ["DualNorm", "NormTerms"]
 
@@ -35,13 +36,14 @@ class DualNorm:
     @classmethod
     def of_attack(cls, norm: object) -> DualNorm:
         """From the attack's order, as NumPy's ``ord``."""
-        number = np.asarray(norm)
-        if number.ndim != 0 or number.dtype.kind not in "fiu" or not number >= 1:
+        try:
+            limit = isinstance(norm, float | np.floating) and norm == np.inf
+            p = float("inf") if limit else number("norm", norm, least=1)
+        except InvalidProblemError as error:
             raise InvalidProblemError(
                 f"norm must be the order of the attack's l_p norm, a number of at least 1: 2, numpy.inf, 1 or any "
-                f"between them (quasi-norms below 1 have no dual); got {norm!r}"
-            )
-        p = float(number)
+                f"between them (quasi-norms below 1 have no dual); got {shown(norm)}"
+            ) from error
         q = 1.0 if np.isinf(p) else float("inf") if p == 1.0 else p / (p - 1.0)
         return cls(p, q)
 

@@ -434,5 +434,5 @@ class RobustExamples(Frozen, ABC):
             If an argument is not what it should be.
         """
         spread = _arrays.positive_semidefinite("covariance", covariance, dim=self.dim)
-        count = _arrays.whole_number("samples", samples)
-        return leaving_probability(self._facets(), spread, count, np.random.default_rng(rng))
+        count = _arrays.whole_number("samples", samples, most=10**9)
+        return leaving_probability(self._facets(), spread, count, _arrays.random_generator(rng))

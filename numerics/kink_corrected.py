@@ -11,6 +11,7 @@ of 0, as it does on most finite data, this is the only Hessian that there is.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -18,12 +19,14 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from ..errors import InvalidProblemError, NonStationaryError, UnstableError
+from ..errors import AccuracyWarning, InvalidProblemError, NonStationaryError, UnstableError
 from ..theory import Optimizer, recursion
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size
 from ._data_directions import gram_matrix
+from ._forward_error import warn_if_inaccurate
 from ._result import ArrayResult
+from ._spectral_law import CAUSE
 from .adversarial import AdversarialLeastSquares
 from .mean import stationary_mean
 from .stationary import StationaryCovariance, stationary_covariance
@@ -60,6 +63,10 @@ class KinkCorrectedCovariance(ArrayResult):
     iterations : int
     change : float
         The relative change of mean and covariance in the last iteration.
+    error : float
+        A bound, to first order, on the relative error of the covariance as the fixed point that it is meant to be: that
+        of the law for `hessian` and `noise`, the rounding of these averages times its condition, and what the iteration
+        has left, by the rate at which its changes shrink.  What the law's being Gaussian is wrong by is no part of it.
     """
 
     law: StationaryCovariance
@@ -69,6 +76,7 @@ class KinkCorrectedCovariance(ArrayResult):
     excess_risk: float
     iterations: int
     change: float
+    error: float
 
     @property
     def value(self) -> Array:
@@ -151,17 +159,19 @@ def kink_corrected_covariance(
             f"the kinks are those of an AdversarialLeastSquares problem, got {type(problem).__name__}"
         )
     size = checked_batch_size(batch_size, problem.num_examples)
+    tolerance = _arrays.number("tolerance", tolerance, least=0)
     if problem.kinks.coordinates:
         problem.hessian  # noqa: B018 - refused, with the reason and the way out
     _arrays.whole_number("max_iterations", max_iterations, least=1)
     centre, spread = problem.optimum, _first_guess(optimizer, problem, size, replacement)
-    change, scale = float("inf"), float(problem.optimum @ problem.optimum) + float(np.linalg.norm(spread))
+    last = change = float("inf")
+    scale = float(problem.optimum @ problem.optimum) + float(np.linalg.norm(spread))
     for iteration in range(1, max_iterations + 1):
         moved = _mean(optimizer, problem, spread, centre, tolerance)
         hessian = problem.smoothed_hessian(spread, moved)
         noise = np.asarray(problem.smoothed_noise(size, spread, moved, replacement))
         try:
-            law = stationary_covariance(optimizer, hessian, noise)
+            law = _law(optimizer, hessian, noise)
         except UnstableError:
             if iteration > _ENLARGEMENTS:
                 raise
@@ -174,12 +184,14 @@ def kink_corrected_covariance(
                 f"spread of the weights leaves no stationary law. Take a smaller learning rate or a larger batch."
             )
         far = float(np.linalg.norm(moved - centre)) / np.sqrt(wide)
-        change = max(float(np.linalg.norm(law.value - spread)) / wide, far)
+        last, change = change, max(float(np.linalg.norm(law.value - spread)) / wide, far)
         damped = iteration > _UNDAMPED
         centre, spread = moved, 0.5 * (law.value + spread) if damped else law.value
         if change <= tolerance:
             excess = problem.smoothed_loss(law.value, centre) - float(problem.loss(problem.optimum))
-            return KinkCorrectedCovariance(law, centre, hessian, noise, excess, iteration, change)
+            error = _error(law, problem.num_examples, change, last)
+            warn_if_inaccurate("kink_corrected_covariance", error, CAUSE)
+            return KinkCorrectedCovariance(law, centre, hessian, noise, excess, iteration, change, error)
     raise NonStationaryError(
         f"the self-consistent law did not settle in {max_iterations} iterations: it still changes by {change:.3g}; a "
         f"smaller learning rate makes the law more nearly Gaussian and the iteration tamer (tolerance={tolerance:g})"
@@ -212,4 +224,18 @@ def _first_guess(optimizer: Optimizer, problem: AdversarialLeastSquares, size: i
     centred = gradients - gradients.mean(axis=0)
     noise = gram_matrix("the gradient noise", centred, problem.num_examples)
     factor = batch_factor(size, problem.num_examples, replacement)
-    return np.asarray(stationary_covariance(optimizer, hessian, factor * noise).value)
+    return np.asarray(_law(optimizer, hessian, factor * noise).value)
+
+
+def _law(optimizer: Optimizer, hessian: Array, noise: Array) -> StationaryCovariance:
+    """The law of one iteration; how well it is known matters for the last one alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AccuracyWarning)
+        return stationary_covariance(optimizer, hessian, noise)
+
+
+def _error(law: StationaryCovariance, num_examples: int, change: float, last: float) -> float:
+    """How far the law may be from the fixed point, relatively, when the changes were these at the end."""
+    rate = min(change / last, 0.99) if 0.0 < last < np.inf else 0.0
+    averages = 8.0 * np.sqrt(num_examples) * float(np.finfo(np.float64).eps) * law.condition
+    return float(law.error + averages + change) / (1.0 - rate)

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InvalidProblemError
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size
-from ._data_directions import gram_matrix
+from ._data_directions import column_scales, gram_factor, gram_matrix
 from ._provenance import NoiseCovariance
 from ._result import Frozen
 from ._weights import checked_weights
@@ -109,6 +109,11 @@ class QuadraticExamples(Frozen):
     def optimum(self) -> Array:
         """The minimiser, shape (d,); where there are many, the one of least norm."""
         slope = self.gradients.mean(axis=0)
+        factor = gram_factor(self.hessian)
+        if factor is not None:  # definite, whatever the units of the coordinates: none of them is left out
+            scales = column_scales(factor)
+            definite = scipy.linalg.cho_factor(self.hessian / scales / scales[:, None], check_finite=False)
+            return _frozen(-scipy.linalg.cho_solve(definite, slope / scales, check_finite=False) / scales)
         h, basis = scipy.linalg.eigh(self.hessian)
         along = basis.T @ slope
         curved = h > h.size * np.finfo(np.float64).eps * max(abs(h[0]), abs(h[-1]))
@@ -206,10 +211,12 @@ class QuadraticExamples(Frozen):
 
 
 def _symmetric_stack(hessians: ArrayLike) -> Array:
-    raw = np.asarray(hessians)
+    # One matrix for all stays one: a view that repeats it.
+    view = hessians if type(hessians) is np.ndarray and hessians.ndim == 3 and hessians.strides[0] == 0 else None
+    raw = _arrays.finite_array("hessians", hessians) if view is None else view
     if raw.ndim != 3 or raw.shape[1] != raw.shape[2] or not raw.size:
         raise InvalidProblemError(f"hessians must have shape (N, d, d), got {raw.shape}")
-    if raw.strides[0] == 0:
+    if view is not None:
         return np.broadcast_to(_arrays.symmetric("hessians[0]", raw[0]), raw.shape)
     return np.stack([_arrays.symmetric(f"hessians[{n}]", h) for n, h in enumerate(raw)])
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import InvalidProblemError, NonStationaryError, UnstableError
+from ..errors import InvalidProblemError, NonStationaryError, ScaleError, UnstableError
 from ..theory import Optimizer, recursion
 from . import _arrays
 from ._batches import checked_batch_size
@@ -42,6 +42,8 @@ class RadiusPath(Frozen):
         The trace of the covariance C of one step's gradient noise.
     spread : ndarray, shape (K,)
         The trace of the stationary covariance S.
+    error : ndarray, shape (K,)
+        A bound on the relative error of S, that of its law.
     excess_risk : ndarray, shape (K,)
         ``tr(H S) / 2``, the excess robust risk of the quadratic that H is.
     excess_robust_risk : ndarray, shape (K,)
@@ -71,6 +73,7 @@ class RadiusPath(Frozen):
     curvature: Array
     gradient_noise: Array
     spread: Array
+    error: Array
     excess_risk: Array
     excess_robust_risk: Array
     least_risk: Array
@@ -168,6 +171,7 @@ _COLUMNS = (
     "curvature",
     "gradient_noise",
     "spread",
+    "error",
     "excess_risk",
     "excess_robust_risk",
     "least_risk",
@@ -185,6 +189,7 @@ class _Point:
     noise: Array | None = None
     optimum: Array | None = None
     law: StationaryCovariance | None = None
+    error: float = float("nan")
     excess_robust_risk: float = float("nan")
     least_risk: float = float("nan")
     largest_lr: float = float("nan")
@@ -209,6 +214,11 @@ class _Point:
 
 def _point(problem: Any, optimizer: Optimizer, batch_size: int, replacement: bool, law: PathLaw) -> _Point:
     out = _Point()
+    missing = sorted({"optimum", "loss", "hessian", "noise"} - set(dir(problem)))
+    if missing:
+        raise InvalidProblemError(
+            f"problem_at must return a problem; {_arrays.shown(problem)} has no {', '.join(missing)}"
+        )
     examples = hasattr(problem, "num_examples")
     checked_batch_size(batch_size, problem.num_examples if examples else None)
     corrected = law == "kink-corrected" or (law == "auto" and isinstance(problem, AdversarialLeastSquares))
@@ -222,14 +232,14 @@ def _point(problem: Any, optimizer: Optimizer, batch_size: int, replacement: boo
         if corrected:
             found = kink_corrected_covariance(optimizer, problem, batch_size, replacement=replacement)
             out.hessian, out.noise, out.law = found.hessian, found.noise, found.law
-            out.excess_robust_risk = found.excess_risk
+            out.excess_robust_risk, out.error = found.excess_risk, found.error
         else:
             out.hessian = problem.hessian
             noise = problem.noise(batch_size, replacement) if examples else problem.noise(batch_size)
             out.noise = np.asarray(noise)
             out.law = stationary_covariance(optimizer, out.hessian, out.noise)
-            out.excess_robust_risk = out.law.excess_risk
-    except (UnstableError, NonStationaryError, InvalidProblemError) as error:
+            out.excess_robust_risk, out.error = out.law.excess_risk, out.law.error
+    except (UnstableError, NonStationaryError, InvalidProblemError, ScaleError) as error:
         out.status = f"{type(error).__name__}: {error}"
     if out.hessian is not None and "lr" in optimizer.values:
         out.largest_lr = max_learning_rate(optimizer, out.hessian)
@@ -255,7 +265,7 @@ def _spreads(optimizer: Optimizer, pairs: Sequence[tuple[Array | None, Array | N
             continue
         try:
             out[k] = np.trace(stationary_covariance(optimizer, hessian, noise).value)
-        except (UnstableError, NonStationaryError):
+        except (UnstableError, NonStationaryError, ScaleError):
             continue
     out.flags.writeable = False
     return out

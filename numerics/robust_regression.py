@@ -429,8 +429,8 @@ class GaussianAdversarialRegression:
         AdversarialLeastSquares
             Of the same radius and norm.
         """
-        generator = np.random.default_rng(rng)
-        count = _arrays.whole_number("num_examples", num_examples, least=1)
+        generator = _arrays.random_generator(rng)
+        count = _arrays.whole_number("num_examples", num_examples, least=1, most=10**9 // self.dim)
         h, basis = np.linalg.eigh(self.covariance)
         root = basis * np.sqrt(np.maximum(h, 0.0))
         X = generator.standard_normal((count, self.dim)) @ root.T

@@ -149,19 +149,37 @@ def _attacked(
         return GradientSource(
             fresh, f"minibatches of {batch_size} fresh Gaussian examples, {attack}", quadratic, quadratic.noise
         )
-    noise: Array | GradientNoise
-    if isinstance(problem, AdversarialLeastSquares) and problem.kinks.residuals:
-        law = numerics.kink_corrected_covariance(optimizer, problem, batch_size, replacement=replacement)
-        quadratic, noise = Quadratic(law.hessian, law.noise, law.mean), law.noise
-    else:
-        quadratic = problem.quadratic(batch_size, replacement)
-        noise = quadratic.noise
-        if isinstance(problem, AdversarialLeastSquares):
-            noise = MinibatchNoise(problem.cell(), batch_size, replacement)
+    quadratic = _quadratic_near(problem, optimizer, batch_size, replacement)
+    noise: Array | GradientNoise = quadratic.noise
+    if isinstance(problem, AdversarialLeastSquares) and problem.kinks.smooth:
+        noise = MinibatchNoise(problem.cell(), batch_size, replacement)
     gradients = attacked_batches(problem, replicas, generator, batch_size=batch_size, replacement=replacement)
     with_or_without = "with" if replacement else "without"
     kind = f"minibatches of {batch_size} {with_or_without} replacement, {attack}"
     return GradientSource(gradients, kind, quadratic, noise)
+
+
+def _quadratic_near(problem: AttackedExamples, optimizer: Optimizer, batch_size: int, replacement: bool) -> Quadratic:
+    """The quadratic by which runs about the optimum are planned: how long they take to forget, and where they start."""
+    if isinstance(problem, RobustUnhinged) or problem.kinks.smooth:
+        return problem.quadratic(batch_size, replacement)
+    # A weight on the norm's kink is driven back to 0 harder than by its inputs' curvature, however near it is.
+    weights = np.ones(problem.num_examples) if problem.sample_weight is None else problem.sample_weight
+    own = (weights / problem.num_examples) @ problem.X**2 + problem.l2
+    if problem.kinks.collapsed:
+        return Quadratic(np.diag(own), np.zeros((problem.dim, problem.dim)), np.zeros(problem.dim))
+    held = np.array(problem.kinks.coordinates, dtype=np.intp)
+    face = problem.face() if held.size else problem
+    if isinstance(face, AdversarialLeastSquares):
+        law = numerics.kink_corrected_covariance(optimizer, face, batch_size, replacement=replacement)
+        parts = law.hessian, law.noise, law.mean
+    else:
+        parts = face.hessian, face.noise(batch_size, replacement), face.optimum
+    others = np.setdiff1d(np.arange(problem.dim), held)
+    hessian, noise, centre = np.diag(own), np.zeros((problem.dim, problem.dim)), np.zeros(problem.dim)
+    inner = np.ix_(others, others)
+    hessian[inner], noise[inner], centre[others] = parts
+    return Quadratic(hessian, noise, centre)
 
 
 def _drawn(noise: GradientNoise, replicas: int, generator: torch.Generator) -> tuple[Iterator[Gradient], str]:

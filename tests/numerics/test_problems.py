@@ -9,6 +9,14 @@ import numpy as np
 import pytest
 
 from sgdcov.errors import InvalidProblemError
+from sgdcov.numerics import (
+    AdversarialLeastSquares,
+    AdversarialLogistic,
+    GaussianAdversarialRegression,
+    QuadraticExamples,
+    RobustUnhinged,
+    VectorLeastSquares,
+)
 from sgdcov.numerics.problems import LeastSquares, Quadratic
 
 EPS = np.finfo(np.float64).eps
@@ -174,3 +182,47 @@ def test_numpy_integers_are_batch_sizes():
 def test_bad_input_is_named(build, says):
     with pytest.raises(InvalidProblemError, match=says):
         build()
+
+
+def spoilt(values, bad):
+    """The array with its last entry replaced."""
+    out = np.array(values, dtype=float)
+    out.flat[-1] = bad
+    return out
+
+
+X4, Y4, SIGNS = np.arange(8.0).reshape(4, 2) % 3 + 1, np.array([1.0, 2.0, -1.0, 0.5]), np.array([1.0, -1.0, 1.0, 1.0])
+DATA = {
+    LeastSquares: {"X": X4, "y": Y4, "sample_weight": np.ones(4)},
+    VectorLeastSquares: {"X": X4[:, None], "y": Y4[:, None]},
+    QuadraticExamples: {"hessians": np.stack([np.eye(2)] * 4), "gradients": X4, "sample_weight": np.ones(4)},
+    AdversarialLeastSquares: {"X": X4, "y": Y4, "radius": 0.1, "sample_weight": np.ones(4)},
+    AdversarialLogistic: {"X": X4, "y": SIGNS, "radius": 0.1, "sample_weight": np.ones(4)},
+    RobustUnhinged: {"X": X4, "y": SIGNS, "radius": 0.1, "l2": 1.0, "sample_weight": np.ones(4)},
+    GaussianAdversarialRegression: {"covariance": np.eye(2), "weights": Y4[:2], "label_noise": 1.0, "radius": 0.1},
+    Quadratic: {"hessian": np.eye(2), "noise": np.eye(2), "optimum": Y4[:2]},
+}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("build", "name"), [(build, name) for build, given in DATA.items() for name in given])
+def test_one_entry_that_is_no_number_is_refused_by_its_name(build, name, bad):
+    build(**DATA[build])  # as it is it is fine
+    with pytest.raises(InvalidProblemError, match=name):
+        build(**DATA[build] | {name: spoilt(DATA[build][name], bad)[()]})
+
+
+@pytest.mark.parametrize("replacement", ["no", 0, None, 1.0])
+@pytest.mark.parametrize("build", [LeastSquares, VectorLeastSquares, QuadraticExamples, RobustUnhinged])
+def test_only_true_and_false_say_whether_examples_come_back(build, replacement):
+    with pytest.raises(InvalidProblemError, match="replacement must be True or False"):
+        build(**DATA[build]).noise(1, replacement)
+
+
+def test_a_problem_of_mean_hessian_in_units_of_its_own_has_its_minimiser():
+    """Each coordinate's minimiser is -1, however small its curvature is beside the others'."""
+    units = np.array([1.0, 1e-9, 1e6])
+    rotation = np.array([[2.0, 1.0, 0.0], [1.0, 2.0, 1.0], [0.0, 1.0, 2.0]])
+    hessian = units[:, None] * rotation * units
+    problem = QuadraticExamples([hessian, hessian], [hessian @ (1 / units)] * 2)
+    assert problem.optimum * units == pytest.approx([-1.0, -1.0, -1.0], rel=1e-12)

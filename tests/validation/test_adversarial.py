@@ -205,9 +205,7 @@ def test_inside_its_cell_the_law_is_exactly_that_of_shifted_features(rule, engin
     optimizer = rule(lr=share * edge, **values)
     law = numerics.stationary_covariance(optimizer, noise.hessian, noise)
     additive = numerics.stationary_covariance(optimizer, noise.hessian, noise.covariance())
-    estimate = stationary_covariance(
-        optimizer, problem, replicas=8000, batch_size=8, engine=engine, rng=0, **QUIET
-    )
+    estimate = stationary_covariance(optimizer, problem, replicas=8000, batch_size=8, engine=engine, rng=0, **QUIET)
     crossed = np.sign(problem.y - estimate.samples @ problem.X.T) != np.sign(problem.y - problem.X @ problem.optimum)
     # An example's noise grows with its distance from the optimum by the square of what its residual is in standard
     # deviations, so that the additive law errs by at most 1/16 where residuals are 4 of them.
@@ -418,9 +416,7 @@ def test_the_estimate_says_what_was_attacked_and_repeats():
     again = stationary_covariance(sgd(lr=0.05), attacked("squares", np.inf, 0.05), **options)
     assert "attacked anew at each step (linf, radius 0.05)" in repr(estimate)
     assert np.array_equal(estimate.samples, again.samples)
-    torch_run = stationary_covariance(
-        sgd(lr=0.05), attacked("squares", np.inf, 0.05), engine="torch.optim", **options
-    )
+    torch_run = stationary_covariance(sgd(lr=0.05), attacked("squares", np.inf, 0.05), engine="torch.optim", **options)
     np.testing.assert_allclose(torch_run.samples, estimate.samples, rtol=0, atol=1e-12)
 
 
@@ -473,3 +469,27 @@ def test_normalised_perturbation_has_the_law_of_theory_s_closure_and_not_that_of
     assert compare(estimate, closure * np.eye(dim)).p_value > ACCEPTED
     assert compare(estimate, plain * np.eye(dim)).p_value < REJECTED
     assert compare(estimate, first * np.eye(dim)).p_value < 1e-3
+
+
+def test_weights_that_the_attack_holds_at_0_are_measured_with_the_others():
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((40, 3)) * [1.0, 1.0, 0.5]
+    y = X @ [1.0, -0.6, 0.02] + 0.5 * rng.standard_normal(40)
+    problem = AdversarialLeastSquares(X, y, 0.1, np.inf)
+    assert problem.kinks.coordinates == (2,)
+    estimate = stationary_covariance(sgd(lr=0.02), problem, replicas=400, batch_size=4, rng=0, **QUIET)
+    face = numerics.kink_corrected_covariance(sgd(lr=0.02), problem.face(), 4)
+    # ... which the jumps of the weight at 0 disturb by O(lr^2), of a variance of O(lr)
+    for i in range(2):
+        assert abs(estimate.value[i, i] / face.value[i, i] - 1) < 0.05
+    assert 0 < estimate.value[2, 2] < 0.15 * estimate.value[0, 0]
+
+
+@pytest.mark.parametrize("build", [AdversarialLeastSquares, AdversarialLogistic])
+def test_a_minimiser_of_0_is_measured_too(build):
+    X, y = np.random.default_rng(1).standard_normal((20, 2)), np.resize([1.0, -1.0], 20)
+    problem = build(X, y, 2.0)
+    assert problem.kinks.collapsed
+    estimate = stationary_covariance(sgd(lr=0.005), problem, replicas=100, batch_size=4, rng=0, **QUIET)
+    assert np.all(np.abs(estimate.mean) < 0.05)
+    assert 0 < np.trace(estimate.value) < 0.01
