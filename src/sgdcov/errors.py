@@ -120,6 +120,8 @@ class MeanSquareUnstableError(UnstableError):
         self.spectral_radius, self.largest_mean_lr = spectral_radius, largest_mean_lr
         what = "the optimizer" if lr is None else f"lr={lr:.6g}"
         bound = "" if largest_lr is None else f"; it needs lr < {largest_lr:.6g}"
+        if largest_lr == 0.0:
+            bound = ", at any learning rate: single batches curve a direction that is flat in the mean"
         mean = "" if largest_mean_lr is None else f" (the mean settles for lr < {largest_mean_lr:.6g})"
         ValueError.__init__(
             self,

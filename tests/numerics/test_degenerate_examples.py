@@ -103,7 +103,7 @@ def test_a_direction_that_batches_curve_up_and_down_is_unstable_at_every_lr(name
         assert stability.feedback_radius == np.inf
     # E |1 - lr h|^s = 1 at s = 1 already
     assert float(tail_index(sgd(lr=0.1), noise)) == pytest.approx(1.0, abs=1e-6)
-    with pytest.raises(MeanSquareUnstableError):
+    with pytest.raises(MeanSquareUnstableError, match="at any learning rate"):
         stationary_covariance(sgd(lr=0.1), noise.hessian, noise)
     momentum = mean_square_stability(heavy_ball(lr=0.1, momentum=0.5), noise)
     assert momentum.spectral_radius > 1.0

@@ -412,7 +412,7 @@ class TestGaussianDesign:
         # S = lr^2 c + (1 - lr)^2 S + 2 lr^2 S
         expected = 0.01 * 2.0 / (1 - 0.81 - 0.02)
         assert stationary_covariance(sgd(lr=0.1), [[1.0]], both).value[0, 0] == pytest.approx(expected, rel=1e-14)
-        with pytest.raises(TypeError, match="do not add up"):
+        with pytest.raises(InvalidProblemError, match="do not add up"):
             noise + noise
 
 
