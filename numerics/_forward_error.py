@@ -167,6 +167,11 @@ class Responses:
         """D at every eigenvalue, shape (n, m, m)."""
         return _horner(self._coefficients[0], self._local)
 
+    @property
+    def increments(self) -> Array:
+        """D at every eigenvalue in the units of the slots, shape (n, m, m)."""
+        return self._increments
+
     @cached_property
     def _gains(self) -> Array:
         """The gains b at every eigenvalue, shape (n, m)."""

@@ -15,11 +15,11 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ._forward_error import LARGEST_THETA, HessianError, Responses
+from ._forward_error import LARGEST_THETA, HessianError, Responses, frobenius
 from ._problem import Problem
 from ._spectral_law import relative_error
 
-__all__ = ["average_error", "lagged_error", "path_change"]
+__all__ = ["average_error", "cancelled", "lagged_error", "path_change"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -67,6 +67,24 @@ def average_error(problem: Problem, value: Array, exponent: int, window: int) ->
         return float("inf") if np.any(value) else 0.0
     shift = 2 * responses.units[0] + problem.scaled_noise.exponent - exponent
     return relative_error(problem, np.abs(value), (change + change.T) / window, shift)
+
+
+def cancelled(problem: Problem, value: Array, terms: Array) -> float:
+    r"""What the rounding of double-double leaves of a sum that cancels, from the sums of the sizes of its terms.
+
+    The power of a rotation by t steps is wrong by t roundings, and so is each of the two factors of a covariance by as
+    many as the mode is remembered; a slow mode that does not turn is doubled by what it changes, and loses none.
+    """
+    responses, moving = problem.responses, problem.directions.moving
+    if not moving.size:
+        return 0.0
+    shifts = np.linalg.eigvals(responses.increments[moving])
+    lengths = 1.0 / np.maximum(1.0 - np.abs(1.0 + shifts), 2.0**-52)
+    memory, m = np.ones(value.shape[0]), len(responses.units)
+    memory[moving] = np.max(np.where(np.abs(shifts) > 0.25, lengths, 1.0), axis=1)
+    doubt = m * 2.0**-100 * np.outer(memory, memory) * terms
+    size = frobenius(value)
+    return frobenius(doubt) / size if size else 0.0
 
 
 def _change(

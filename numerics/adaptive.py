@@ -103,6 +103,14 @@ class AdaptiveCovariance(ArrayResult):
         """Covariance of the weights, shape (d, d)."""
         return self.covariance.value
 
+    @property
+    def error(self) -> float:
+        """A bound on the relative error of the covariance as the law of this preconditioner, in the Frobenius norm.
+
+        That of the fixed point, `residual`, and of the model come on top.
+        """
+        return self.covariance.error
+
 
 def adaptive_covariance(
     optimizer: Optimizer, hessian: ArrayLike, noise: ArrayLike | GradientNoise, *, eps: float = 1e-8

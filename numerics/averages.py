@@ -26,7 +26,7 @@ from ._extended import Extended, identity
 from ._forward_error import warn_if_inaccurate
 from ._kernel import mean_kernel, pair_kernel, to_fraction
 from ._margins import check_stable
-from ._memory_error import average_error, lagged_error
+from ._memory_error import average_error, cancelled, lagged_error
 from ._problem import Problem
 from ._settled import moving_responses, settled
 from ._slot_law import slot_index
@@ -94,14 +94,20 @@ def autocovariance(
     if count:
         power = powers_and_sums(steps, count)[0]
     c, units = _moving_noise(problem), moving_responses(problem).units
-    out = np.empty_like(c)
+    out, terms = np.empty_like(c), np.empty_like(c)
     row = power[a : a + 1]
     for (rows, columns), kernel in law.parts():
+        left, right = (np.abs(row.hi[0][:, part]) for part in (rows, columns))
+        sizes = np.abs(c[rows, columns]) * np.sum(left[:, :, None] * np.abs(kernel.hi[:, b]), axis=0)
+        terms[rows, columns] = sizes
+        sizes = np.abs(c[rows, columns]) * np.sum(np.abs(kernel.hi[b]) * right[:, None], axis=0)
+        mirror(terms, rows, columns, sizes)
         out[rows, columns] = (row[:, :, rows, None] @ kernel[:, b : b + 1]).hi[0, 0] * c[rows, columns]
         other = kernel[b : b + 1] @ row[:, :, None, columns].transposed
         mirror(out, rows, columns, other.hi[0, 0] * c[rows, columns])
     whole, exponent = _with_flat(problem, out), units[a] + units[b] + problem.scaled_noise.exponent
     error = lagged_error(problem, whole, exponent, count, a, b)
+    error += cancelled(problem, whole, _with_flat(problem, terms))
     warn_if_inaccurate("autocovariance", error, CAUSE)
     return BoundedArray(in_doubles(problem.directions.rotate_back(whole, symmetric=False), exponent), error)
 
@@ -147,13 +153,18 @@ def average_covariance(
     _, _, sums = powers_and_sums(steps, count)
     weights = (sums - identity(size, n).scaled(_extended(count)).scaled(0.5))[:1]
     c, units = _moving_noise(problem), moving_responses(problem).units
-    out = np.empty_like(c)
+    out, terms = np.empty_like(c), np.empty_like(c)
     for (rows, columns), kernel in law.parts():
+        left, right = (np.abs(weights.hi[0][:, part]) for part in (rows, columns))
+        sizes = np.sum(left[:, :, None] * np.abs(kernel.hi[:, 0]) + np.abs(kernel.hi[0]) * right[:, None], axis=0)
+        terms[rows, columns] = sizes / count / count * np.abs(c[rows, columns])
+        mirror(terms, rows, columns, terms[rows, columns])
         total = weights[:, :, rows, None] @ kernel[:, :1] + kernel[:1] @ weights[:, :, None, columns].transposed
         out[rows, columns] = total.hi[0, 0] / count / count * c[rows, columns]
         mirror(out, rows, columns, out[rows, columns])
     whole, exponent = _with_flat(problem, out), 2 * units[0] + problem.scaled_noise.exponent
     error = average_error(problem, whole, exponent, count)
+    error += cancelled(problem, whole, _with_flat(problem, terms))
     warn_if_inaccurate("average_covariance", error, CAUSE)
     return BoundedArray(in_doubles(problem.directions.rotate_back(whole), exponent), error)
 

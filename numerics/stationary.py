@@ -391,7 +391,7 @@ def _independent(problem: Problem, method: Method) -> StationaryCovariance:
     value, exact = stacked.block(0, 0), law.value(0, 0)
     scale = -binary_exponent(exact, value)
     size, gap = (float(np.linalg.norm(np.ldexp(a, scale))) for a in (exact, value - exact))
-    error = law_error(problem, law) + (gap / size if size else float(gap > 0) * np.inf)
+    error = law_error(problem, law) + (gap / size if size else np.inf if gap else 0.0)
     warn_if_inaccurate(f"stationary_covariance with method={method!r}", error, CAUSE, stacklevel=5)
     return StationaryCovariance(value, problem.optimizer, method, error, problem, stacked.block)
 

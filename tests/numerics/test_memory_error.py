@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
+from sgdcov.errors import AccuracyWarning
 from sgdcov.numerics import EpochNoise, autocovariance, average_covariance, stationary_covariance
 from sgdcov.theory import heavy_ball, nesterov, sgd
 from tests.support import high_precision
@@ -82,3 +83,18 @@ def test_an_epoch_law_in_other_units():
         other = stationary_covariance(optimizer, hessian / scale, EpochNoise(noise / scale, 6))
         gap = np.linalg.norm(other.value / scale - law.value)
         assert gap <= (law.error + other.error) * np.linalg.norm(law.value)
+
+
+def test_what_double_double_cannot_hold_is_in_the_error():
+    """A mean of two iterates that turn by nearly half a circle each step, and are remembered for a million."""
+    optimizer = heavy_ball(lr=5.76962854749851e-09, momentum=0.9999975973407832, dampening=0.9)
+    hessian, noise = [[6.932846996562983e09]], [[1.0655627209264638e-06]]
+    with pytest.warns(AccuracyWarning):
+        value = average_covariance(optimizer, hessian, noise, 2)
+    exact = high_precision.average_covariance(optimizer, hessian, noise, 2)
+    assert 1e-12 < high_precision.relative_error(value, exact) <= value.error <= 1e-2
+
+
+def test_without_noise_nothing_is_wrong():
+    for method in ("spectral", "doubling", "kronecker"):
+        assert stationary_covariance(sgd(lr=0.1), [[1.0]], [[0.0]], method=method).error == 0
