@@ -12,6 +12,7 @@ solution of least norm comes from singular values that are accurate one by one.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -19,6 +20,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from ..errors import AccuracyWarning
 from ._data_directions import EPS, factor_directions, scaled_qr
 from ._doubledouble import split
 
@@ -27,6 +29,8 @@ __all__ = ["Regression", "solve_regression"]
 Array: TypeAlias = NDArray[np.float64]
 
 _REFINEMENTS = 30
+#: A relative error above this is warned of.
+ACCURATE = 1e-6
 #: Numbers at a time in the products of twice the precision.
 _CHUNK = 2**20
 
@@ -68,6 +72,13 @@ def solve_regression(X: Array, y: Array, alpha: float = 0.0) -> Regression:
         return _least_norm(X, y, alpha)
     scaled = design[:, order] / scales[order]
     z, residual, error = _refined(scaled, target, q, r)
+    if error > ACCURATE:
+        warnings.warn(
+            f"the minimiser of the squares is known to about {error:.1g} only: some of the {d} features are "
+            f"combinations of others but for their last digits. Leave these out, or give weight decay.",
+            AccuracyWarning,
+            stacklevel=5,
+        )
     w = np.empty(d)
     w[order] = z / scales[order] * unit
     return Regression(w, residual[:count] * unit, error)

@@ -190,7 +190,10 @@ def kink_corrected_covariance(
         if change <= tolerance:
             excess = problem.smoothed_loss(law.value, centre) - float(problem.loss(problem.optimum))
             error = _error(law, problem.num_examples, change, last)
-            warn_if_inaccurate("kink_corrected_covariance", error, CAUSE)
+            cause = (
+                CAUSE if law.error > change else f"Its iteration ended at tolerance={tolerance:g}; take a smaller one."
+            )
+            warn_if_inaccurate("kink_corrected_covariance", error, cause)
             return KinkCorrectedCovariance(law, centre, hessian, noise, excess, iteration, change, error)
     raise NonStationaryError(
         f"the self-consistent law did not settle in {max_iterations} iterations: it still changes by {change:.3g}; a "

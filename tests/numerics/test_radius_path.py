@@ -133,6 +133,18 @@ def test_other_losses_have_their_local_law(problem_at, replacement):
     assert path.spread[1] == pytest.approx(np.trace(law.value), rel=1e-12)
 
 
+def test_laws_on_the_path_say_how_well_they_are_known():
+    path = radius_path(population, [0.0, 0.2], OPTIMIZER, 4)
+    for law, error in zip(path.laws, path.error, strict=True):
+        assert law is not None
+        assert 0 < error == law.error < 1e-12
+    data = AdversarialLeastSquares([[1.0], [1.0], [1.0]], [0.0, 4.0, 1.5], radius=0.25)
+    found, finer = (kink_corrected_covariance(OPTIMIZER, data, 1, tolerance=t) for t in (1e-7, 1e-13))
+    gap = abs(found.value[0, 0] / finer.value[0, 0] - 1)
+    assert 0 < gap <= found.error <= 1e-6
+    assert finer.error <= 1e-11
+
+
 def test_the_path_is_read_only():
     path = radius_path(population, [0.0, 0.1], OPTIMIZER, 1)
     with pytest.raises(ValueError, match="read-only"):
