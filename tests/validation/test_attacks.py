@@ -202,22 +202,30 @@ def test_random_starts_take_their_own_generator_only():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_torchattacks_finds_the_same_points():
-    torchattacks = pytest.importorskip("torchattacks")
+def test_the_textbook_loops_find_no_worse_points():
     x, y = digits(10, images=True)
     model = cnn(outputs=10).eval()
-    settings = {"norm": np.inf, "domain": (0, 1)}
-    theirs = torchattacks.FGSM(model, eps=0.1)(x, y)
-    torch.testing.assert_close(fgsm(model, x, y, 0.1, **settings), theirs, rtol=0, atol=1e-12)
     losses = partial(torch.nn.functional.cross_entropy, reduction="none")
-    for mine, other in (
-        (pgd(model, x, y, 0.1, steps=10, step_size=0.02, **settings),
-         torchattacks.PGD(model, eps=0.1, alpha=0.02, steps=10, random_start=False)),
-        (pgd(model, x, y, 1.0, steps=10, step_size=0.2, norm=2, domain=(0, 1)),
-         torchattacks.PGDL2(model, eps=1.0, alpha=0.2, steps=10, random_start=False)),
-    ):  # fmt: skip
-        # Ours keeps the worst iterate, theirs the last.
-        assert (losses(model(mine), y) >= losses(model(other(x, y)), y) - 1e-9).all()
+
+    def slope(at):
+        at = at.clone().requires_grad_()
+        return torch.autograd.grad(losses(model(at), y).sum(), at)[0]
+
+    def length(step):
+        return step.flatten(1).norm(dim=1).view(-1, *[1] * (step.dim() - 1))
+
+    signed = (x + 0.1 * slope(x).sign()).clamp(0, 1)
+    torch.testing.assert_close(fgsm(model, x, y, 0.1, norm=np.inf, domain=(0, 1)), signed, rtol=0, atol=1e-12)
+    for norm, radius, size in ((np.inf, 0.1, 0.02), (2, 1.0, 0.2)):
+        other = x
+        for _ in range(10):
+            g = slope(other)
+            moved = other + size * (g.sign() if norm == np.inf else g / length(g).clamp(min=1e-12)) - x
+            within = moved.clamp(-radius, radius) if norm == np.inf else moved * (radius / length(moved)).clamp(max=1)
+            other = (x + within).clamp(0, 1)
+        mine = pgd(model, x, y, radius, steps=10, step_size=size, norm=norm, domain=(0, 1))
+        # Ours keeps the worst iterate, the loop the last.
+        assert (losses(model(mine), y) >= losses(model(other), y) - 1e-9).all()
 
 
 class Dropping(torch.nn.Sequential):

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from sgdcov.validation.verify import questions
 from sgdcov.validation.verify.adversarial_cases import adversarial_cases
 from sgdcov.validation.verify.adversarial_result import AdversarialMeasurement, AdversarialRow, AttackOracle
 from sgdcov.validation.verify.cases import cases
@@ -143,4 +144,33 @@ def test_a_row_that_could_reject_nothing_is_a_disagreement(where):
     found = changed(verification(), [*where, "measurement", "agreed"], (Agreed(),))
     (text,) = found.disagreements
     assert "no p-value below 1.0e-01" in text
+    assert found.exit_code == 1
+
+
+def test_every_other_public_question_has_a_row_that_agrees():
+    asked = questions.questions(**QUICK)
+    assert {q.name for q in asked} == {
+        "stein", "preconditioned", "tails", "mean-square", "reshuffling", "injected", "robust", "features", "vector",
+        "local", "correlation",
+    }  # fmt: skip
+    rows = [questions.run_question(question) for question in asked]
+    assert [text for row in rows for text in row.disagreements(1e-5)] == []
+    assert sum(len(row.p_values) for row in rows) == 4
+    # Tolerances are within 20 times the largest error there is.
+    assert max(row.answers.tolerance for row in rows) < 20 * 2.3e-15
+
+
+QUESTION = questions.QuestionRow(questions.questions(**QUICK)[0], questions.Answers(1e-16, 1e-15, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("refusal", "UnstableError"), *((f"answers.{name}", x) for name in ("error", "p_value") for x in (1e-14, NAN))],
+)
+def test_one_fault_in_a_question_is_a_disagreement(field, value):
+    value = 1e-30 if (field, value) == ("answers.p_value", 1e-14) else value
+    found = dataclasses.replace(verification(), asked=(QUESTION,))
+    assert (found.status, found.comparisons) == ("agree", 16)
+    found = changed(found, ["asked", 0, *field.split(".")], value)
+    assert len(found.disagreements) == 1
     assert found.exit_code == 1

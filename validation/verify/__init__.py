@@ -9,11 +9,15 @@
                   closed forms, checks, controls and a figure in ``time_...``
 ``minibatch_...`` the same with real minibatches: problems, cases, oracles (``closed_form``), checks, controls, results
 ``adversarial_``  the same under attacks: problems, cases, oracles, checks, controls, results and a figure
+``questions``     every other public question: numerics, somebody else, and a run where it is cheap
+``sensitivity``   what size of error a row would have caught
 ``controls``      predictions known to be wrong, each of which must be rejected
 ``result``        what was found, and the verdict
 ``table``         the same as a table on a terminal
 ``report``        the same as Markdown and JSON
 ``figures``       the same as pictures
+``progress``      what is running, on a terminal and elsewhere
+``report_folder`` the report's folder, whole or not at all
 ``command``       the command line
 ================  =====================================================================
 """

@@ -28,6 +28,7 @@ from .minibatch_problems import load_noisy_problems
 from .minibatch_result import MinibatchRow
 from .problems import load_problems
 from .progress import progress
+from .questions import QuestionRow, questions, run_question
 from .report import FILES, write_report
 from .report_folder import new_folder
 from .result import ControlResult, ProofCheck, Row, TimeRow, Verification
@@ -125,26 +126,29 @@ def verify(
     timed_to_run = time_cases(quick=quick, seed=seed, only=only)
     minibatches_to_run = minibatch_cases(quick=quick, seed=seed, only=only)
     attacked_to_run = adversarial_cases(quick=quick, seed=seed, only=only)
+    to_ask = questions(quick=quick, seed=seed, only=only)
     controls_to_run: tuple[AnyControl, ...] = (
         *controls(quick=quick, seed=seed, only=only),
         *time_controls(quick=quick, seed=seed, only=only),
         *minibatch_controls(quick=quick, seed=seed, only=only),
         *adversarial_controls(quick=quick, seed=seed, only=only),
     )
-    rows_planned = len(rows_to_run) + len(timed_to_run) + len(minibatches_to_run) + len(attacked_to_run)
+    rows_planned = len(rows_to_run) + len(timed_to_run) + len(minibatches_to_run) + len(attacked_to_run) + len(to_ask)
     if not rows_planned:
         raise InvalidProblemError(
             f"nothing fits --only {' '.join(only)}; the rules are {', '.join(s.rule.name for s in SETUPS)}, "
             f"the problems {', '.join(p.name for p in load_problems())}, "
             f"the questions about time {', '.join(QUESTIONS)}; with minibatches the problems "
             f"{', '.join(load_noisy_problems())}, the questions {', '.join(MINIBATCH_QUESTIONS)}; with attacks the "
-            f"problems {', '.join(load_adversarial_problems())}, the question {ADVERSARIAL}"
+            f"problems {', '.join(load_adversarial_problems())}, the question {ADVERSARIAL}; "
+            f"others as question/public/NAME: {', '.join(q.name for q in questions(quick=quick, seed=seed))}"
         )
     planned = rows_planned + len(controls_to_run)
     rows: list[Row] = []
     timed: list[TimeRow] = []
     minibatches: list[MinibatchRow] = []
     attacked: list[AdversarialRow] = []
+    asked: list[QuestionRow] = []
     results: list[ControlResult] = []
     interrupted = False
     try:
@@ -157,6 +161,9 @@ def verify(
             done = len(rows) + len(timed) + len(minibatches) + len(attacked)
             show(f"{under_attack.key}, {under_attack.engine}", done, planned)
             attacked.append(adversarial_checks.run_adversarial_row(under_attack))
+        for question in to_ask:
+            show(question.key, rows_planned - len(to_ask) + len(asked), planned)
+            asked.append(run_question(question))
         for control in controls_to_run:
             show(f"{control.key}, wrong prediction: {control.name}", rows_planned + len(results), planned)
             results.append(_run_control(control))
@@ -174,6 +181,7 @@ def verify(
         timed=tuple(timed),
         minibatches=tuple(minibatches),
         attacked=tuple(attacked),
+        asked=tuple(asked),
     )
 
 

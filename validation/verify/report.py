@@ -19,9 +19,10 @@ from .minibatch_cases import MINIBATCH_QUESTIONS
 from .minibatch_problems import load_noisy_problems
 from .minibatch_result import MinibatchRow
 from .problems import load_problems
+from .questions import QuestionRow
 from .result import FALSE_ALARM_RATE, ControlResult, Row, TimeRow, Verification
 from .sensitivity import Sensitive
-from .table import adversarial_grid, control_grid, minibatch_grid, notes, row_grid, time_grid
+from .table import adversarial_grid, control_grid, minibatch_grid, notes, question_grid, row_grid, time_grid
 from .time_cases import PLAIN, QUESTIONS
 
 __all__ = ["FILES", "write_report"]
@@ -74,6 +75,7 @@ def as_markdown(verification: Verification, figures: list[Path]) -> str:
         time_grid(verification.timed, threshold),
         minibatch_grid(verification.minibatches, threshold),
         adversarial_grid(verification.attacked, threshold),
+        question_grid(verification.asked, threshold),
         control_grid(verification.controls, threshold),
     )
     for grid in grids:
@@ -122,6 +124,7 @@ def as_json(verification: Verification) -> dict[str, Any]:
         "minibatch_questions": dict(MINIBATCH_QUESTIONS),
         "minibatches": [_minibatch_row(row, threshold) for row in verification.minibatches],
         "attacked": [_adversarial_row(row, threshold) for row in verification.attacked],
+        "asked": [_question_row(row, threshold) for row in verification.asked],
         "controls": [_control(control) for control in verification.controls],
     }
     plain: dict[str, Any] = _plain(found)
@@ -191,6 +194,19 @@ def _adversarial_row(row: AdversarialRow, threshold: float) -> dict[str, Any]:
         "oracle_vs_numerics": _numbers(row.oracle),
         "numerics_vs_measured": _numbers(row.measurement),
         "would_catch": _caught(row, threshold),
+    }
+
+
+def _question_row(row: QuestionRow, threshold: float) -> dict[str, Any]:
+    case = row.case
+    return {
+        "name": case.name,
+        "asks": case.asks,
+        "oracle": case.oracle,
+        "seed": case.seed,
+        "replicas": case.replicas[case.quick],
+        "disagreements": row.disagreements(threshold),
+        **_numbers(row.answers),
     }
 
 

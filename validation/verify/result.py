@@ -19,6 +19,7 @@ from .cases import Case
 from .controls import ControlCase
 from .minibatch_controls import MinibatchControl
 from .minibatch_result import MinibatchRow
+from .questions import QuestionRow
 from .sensitivity import Sensitive
 from .time_cases import TimeCase
 from .time_controls import TimeControl
@@ -301,6 +302,8 @@ class Verification:
         The rows with minibatches.
     attacked : tuple of AdversarialRow
         The rows with attacks.
+    asked : tuple of QuestionRow
+        The rows of other public questions.
     planned : int
         Rows and controls that were to run.
     interrupted : bool
@@ -321,11 +324,12 @@ class Verification:
     timed: tuple[TimeRow, ...] = ()
     minibatches: tuple[MinibatchRow, ...] = ()
     attacked: tuple[AdversarialRow, ...] = ()
+    asked: tuple[QuestionRow, ...] = ()
 
     @property
-    def all_rows(self) -> tuple[Row | TimeRow | MinibatchRow | AdversarialRow, ...]:
+    def all_rows(self) -> tuple[Row | TimeRow | MinibatchRow | AdversarialRow | QuestionRow, ...]:
         """The rows of all tables."""
-        return (*self.rows, *self.timed, *self.minibatches, *self.attacked)
+        return (*self.rows, *self.timed, *self.minibatches, *self.attacked, *self.asked)
 
     @property
     def finished(self) -> int:
@@ -373,7 +377,7 @@ class Verification:
     def verdict(self) -> str:
         """The verdict in one line."""
         counted = len(self.rows) + len(self.timed) + sum(row.counts for row in self.minibatches)
-        counted += len(self.attacked)
+        counted += len(self.attacked) + len(self.asked)
         done = f"{counted} rows, {len(self.controls)} controls"
         seconds = f"{self.seconds:.0f} s"
         if self.status == "interrupted":

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from .adversarial_result import AdversarialRow
 from .minibatch_result import MinibatchRow
+from .questions import QuestionRow
 from .result import FALSE_ALARM_RATE, ControlResult, Row, TimeRow, Verification
 from .sensitivity import Sensitive
 from .time_cases import DROP
@@ -22,6 +23,7 @@ __all__ = [
     "minibatch_grid",
     "notes",
     "print_verification",
+    "question_grid",
     "row_grid",
     "time_grid",
 ]
@@ -211,6 +213,28 @@ def adversarial_grid(rows: Sequence[AdversarialRow], threshold: float) -> Grid:
     return Grid("Attacked inputs and weights", header, right, tuple(lines), tuple(bad))
 
 
+def question_grid(rows: Sequence[QuestionRow], threshold: float) -> Grid:
+    """The rows of other public questions as a table."""
+    header = ("question", "it asks for", "numerics against", "they differ by", "p", "time", "")
+    right = (False, False, False, True, True, True, False)
+    lines, bad = [], []
+    for row in rows:
+        wrong, a = bool(row.disagreements(threshold)), row.answers
+        lines.append(
+            (
+                row.case.name,
+                row.case.asks,
+                row.case.oracle,
+                f"{a.error:.1e}" if a else "",
+                p_text(a.p_value) if a and a.p_value is not None else "",
+                f"{row.seconds:.1f} s",
+                "DIFFERS" if wrong else "agrees",
+            )
+        )
+        bad.append(wrong)
+    return Grid("Other public questions", header, right, tuple(lines), tuple(bad))
+
+
 def control_grid(controls: Sequence[ControlResult], threshold: float) -> Grid:
     """The wrong predictions as a table."""
     header = ("wrong prediction", "it supposes", "rule", "problem", "wrong by", "p", "p of the\nright one", "time", "")
@@ -347,6 +371,7 @@ def print_verification(verification: Verification, console: Console) -> None:
         time_grid(verification.timed, threshold),
         minibatch_grid(verification.minibatches, threshold),
         adversarial_grid(verification.attacked, threshold),
+        question_grid(verification.asked, threshold),
         control_grid(verification.controls, threshold),
     )
     for grid in grids:
