@@ -28,6 +28,7 @@ from ..errors import InvalidProblemError, NonStationaryError
 from ..theory import Recursion, recursion
 from . import _stein_methods as methods
 from ._accurate import Pair, product
+from ._forward_error import frobenius
 from ._kernel import to_fraction
 from ._polynomial import binary_exponent
 from ._problem import Problem
@@ -170,9 +171,9 @@ def equation_residual(step: Recursion, hessian: Array, noise: Array, blocks: lis
         row = apply([moved[s][a].T for s in range(size)])
         for b in range(size):
             terms = (moved[b][a], moved[a][b].T, row[b].T, excitation(a, b))
-            total = sum(float(np.linalg.norm(t)) for t in terms)
+            total = sum(frobenius(t) for t in terms)
             if total > 0.0:
-                worst = max(worst, float(np.linalg.norm(sum(terms))) / total)
+                worst = max(worst, frobenius(np.asarray(sum(terms))) / total)
     return worst
 
 

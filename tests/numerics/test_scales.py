@@ -121,3 +121,11 @@ def test_many_directions_at_the_edge_take_no_time():
     law = stationary_covariance(sgd(lr=lr), np.diag(h), np.eye(300))
     exact = [float(Fraction(lr) / (Fraction(x) * (2 - Fraction(lr) * Fraction(x)))) for x in h]
     np.testing.assert_allclose(np.diagonal(law.value), exact, rtol=8 * EPS)
+
+
+def test_the_residual_is_of_numbers_whose_squares_underflow_too():
+    """Noise of the size 1e-200 leaves a residual of the size of rounding, not 0."""
+    rng = np.random.default_rng(5)
+    root, x = rng.normal(size=(3, 3)), rng.normal(size=(9, 3))
+    law = stationary_covariance(sgd(lr=0.1), x.T @ x / 9, 1e-200 * (root @ root.T))
+    assert 0 < law.residual <= 1e-14
