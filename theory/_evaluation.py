@@ -29,7 +29,7 @@ __all__ = ["Outside", "admits", "evaluator", "kind"]
 Outside = Literal["raise", "nan"]
 
 _DIGITS = 17  # what a double can tell apart
-_FAST = 1e-11  # relative error up to which a double is taken as it is
+_FAST = 1e-8  # relative error up to which a double is taken as it is
 _TRIES = 4  # precisions of 30, 60, 120 and 240 digits for a double
 #: How far a double may lie from an equality that it is meant to meet: a few roundings of its terms.
 _ROUNDINGS = 8
@@ -94,7 +94,7 @@ class _Evaluator:
         if np is None:
             raise InvalidProblemError(f"{self.formula.id}: the arguments are numbers, or arrays of NumPy.")
         try:
-            arrays = np.broadcast_arrays(*(np.asarray(v, dtype=float) for v in values))
+            arrays = np.broadcast_arrays(*(_real_array(np, v) for v in values))
         except (TypeError, ValueError, OverflowError) as error:
             raise InvalidProblemError(
                 f"{self.formula.id}: the arguments do not make arrays of real numbers: {error}"
@@ -102,14 +102,18 @@ class _Evaluator:
         # The arithmetic on arrays may meet what is refused below; a warning of it would name no element.
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            value, sure = self._fast(np, arrays)
+            value, sure = self._fast(np, arrays, float)
+            if not sure.all() and sure.any():
+                # Where the machine has more than a double, its digits decide many of the others without further work.
+                again, better = self._fast(np, [a[~sure] for a in arrays], np.longdouble)
+                value[~sure], sure[~sure] = again, better
         for index in zip(*np.nonzero(~sure), strict=True):
             exact = [_exact(self.formula, r, float(a[index])) for r, a in zip(self.roles, arrays, strict=True)]
             value[index] = _double(self.formula, self._number(exact))
         return value
 
-    def _fast(self, np: Any, arrays: Sequence[Any]) -> tuple[Any, Any]:
-        """Evaluate in double precision; return the values and which of them are right and inside, for certain."""
+    def _fast(self, np: Any, arrays: Sequence[Any], kind: Any) -> tuple[Any, Any]:
+        """Evaluate in a precision of the machine; return the values, and which of them are surely right and inside."""
         shape = arrays[0].shape
         nothing = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
         if any(isinstance(c, sp.Eq) for c in self.conditions):
@@ -118,7 +122,7 @@ class _Evaluator:
             count = 1 + len(self.conditions)
             self._compiled_fast = _compiled(self.formula, self._targets[:count], [functions(), "numpy"])
         try:
-            result, *margins = self._compiled_fast(*(Rounded(a) for a in arrays))
+            result, *margins = self._compiled_fast(*(Rounded(a.astype(kind)) for a in arrays))
         except (TypeError, AttributeError, NameError, ValueError, ZeroDivisionError):
             return nothing  # a function that is not followed there
         if not isinstance(result, Rounded):  # nothing but numbers
@@ -132,8 +136,10 @@ class _Evaluator:
         for symbol, a in zip(self.formula.symbols.values(), arrays, strict=True):
             sure = sure & np.isfinite(a) & (a > 0 if symbol.is_positive else a >= 0 if symbol.is_nonnegative else True)
             sure = sure & (a == np.floor(a) if symbol.is_integer else True)
-        sure = np.broadcast_to(sure & np.isfinite(result.value), shape)
-        return np.where(sure, np.real(np.broadcast_to(result.value, shape)), np.nan), sure
+        sure = np.broadcast_to(sure & np.isfinite(result.value), shape).copy()
+        value = np.real(np.broadcast_to(result.value, shape)).astype(float)
+        sure = sure & np.isfinite(value) & ((abs(value) >= sys.float_info.min) | (result.value == 0))
+        return np.where(sure, value, np.nan), sure
 
     def _number(self, values: Sequence[Any]) -> Any:
         """Evaluate at exact arguments: inside the conditions, and until two precisions agree."""
@@ -259,6 +265,15 @@ def _compiled(formula: Formula, targets: Sequence[sp.Expr], modules: Any) -> Cal
 
     wanted = [target.xreplace(swap) for target in targets]
     return sp.lambdify(list(arguments.values()), wanted, modules=modules, cse=written_out)  # type: ignore[no-any-return]
+
+
+def _real_array(np: Any, value: Any) -> Any:
+    array = np.asarray(value)
+    if np.iscomplexobj(array):
+        if np.any(array.imag != 0):
+            raise ValueError("one is complex")
+        array = array.real
+    return array.astype(float, casting="same_kind") if array.dtype.kind in "iuf" else np.asarray(value, dtype=float)
 
 
 def _exact(formula: Formula, role: str, value: Any) -> Any:

@@ -21,9 +21,10 @@ from ._print import text
 if TYPE_CHECKING:
     from .formula import Formula
 
-__all__ = ["Undecided", "after_long", "approach", "expand_about", "is_same_as_zero", "tidied"]
+__all__ = ["Undecided", "after_long", "approach", "by_continuity", "expand_about", "is_same_as_zero", "tidied"]
 
 _OPERATIONS = 500  # of a coefficient, beyond which an expansion is given up
+_LARGEST = 400  # operations of an expression that is expanded, all auxiliaries written out
 _LONG = 150  # of a coefficient, beyond which it is put in lowest terms
 _TERMS = 12  # how many terms of a series may cancel before the first that stays
 
@@ -87,6 +88,8 @@ def expand_about(
     written = expression
     for name, meaning in where.items():
         written = written.xreplace({name: meaning})
+    if sp.count_ops(written) > _LARGEST:
+        raise Undecided(f"it is written in more than {_LARGEST} operations")
     names: dict[sp.Expr, sp.Symbol] = {}
     form = _rational_form(written, names)
     if not any(part.has(x) for part in names):
@@ -279,8 +282,28 @@ def _vanishes_at_a_point(expression: sp.Expr) -> bool:
     return not (value.is_finite and abs(value) > sp.Float(10) ** -30)
 
 
+def by_continuity(expression: sp.Expr, x: sp.Symbol, target: sp.Expr) -> sp.Expr | None:
+    """Return the value at a point of an expression that is written out, where it is continuous; None where not sure.
+
+    What is divided by, or taken the logarithm of, is seen to be other than 0 there at a point of the other symbols.
+    """
+    if not expression.has(x):
+        return expression
+    parts = [e.base for e in expression.atoms(sp.Pow) if not e.exp.is_nonnegative]
+    parts += [e.args[0] for e in expression.atoms(sp.log)]
+    known = (sp.Pow, sp.exp, sp.log, sp.sin, sp.cos, sp.erf)
+    if any(not isinstance(f, known) for f in expression.atoms(sp.Function, sp.Integral)):
+        return None
+    if any(_vanishes_at_a_point(part.subs(x, target)) for part in parts):
+        return None
+    value = expression.subs(x, target)
+    return None if value.has(sp.nan, sp.zoo, sp.oo) else value
+
+
 def tidied(coefficient: sp.Expr, by: tuple[sp.Symbol, ...]) -> sp.Expr:
     """Write a coefficient the way papers do, if it is a rational function."""
+    if sp.count_ops(coefficient) > _OPERATIONS:
+        return coefficient
     names: dict[sp.Expr, sp.Symbol] = {}
     _rational_form(coefficient, names)
     return sp.powsimp(sp.factor_terms(coefficient)) if names else present(coefficient, by)

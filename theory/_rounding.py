@@ -13,7 +13,7 @@ from typing import Any
 
 __all__ = ["Rounded", "functions"]
 
-# Four units in the last place: a complex product loses up to sqrt(5) of them, any other operation less.
+# Four units in the last place of a double: a complex product loses up to sqrt(5) of them, any other operation less.
 _UNIT = 2.0**-51
 
 
@@ -59,7 +59,7 @@ class Rounded:
         logarithm = abs(np.log(size)) + 4.0  # of a complex base, its argument included
         exponent = abs(other.value) * self.error / _room(self) + other.error * logarithm
         # A real power is rounded once; a complex one goes through the logarithm.
-        exponent = exponent + _UNIT * (1.0 + np.iscomplexobj(self.value) * abs(other.value) * logarithm)
+        exponent = exponent + _unit(value) * (1.0 + np.iscomplexobj(self.value) * abs(other.value) * logarithm)
         return _after(value, abs(value) * np.expm1(exponent))
 
     def __neg__(self) -> Rounded:
@@ -94,7 +94,7 @@ def functions() -> dict[str, Any]:
         def call(x: Any) -> Rounded:
             x = _lifted(x)
             value = function(x.value)
-            return _after(value, slope(x) * x.error + _UNIT)
+            return _after(value, slope(x) * x.error + _unit(value))
 
         return call
 
@@ -124,7 +124,14 @@ def _lifted(x: Any) -> Rounded:
 
 
 def _after(value: Any, error: Any, operations: int = 1) -> Rounded:
-    return Rounded(value, error * (1.0 + 8 * _UNIT) + operations * _UNIT * abs(value))
+    return Rounded(value, error * (1.0 + 8 * _UNIT) + operations * _unit(value) * abs(value))
+
+
+def _unit(value: Any) -> Any:
+    """Return four units in the last place of the precision in which a value is held, at most that of doubles."""
+    np = sys.modules["numpy"]
+    dtype = getattr(value, "dtype", None)
+    return _UNIT if dtype is None else min(_UNIT, float(2 * np.finfo(dtype).eps))
 
 
 def _room(x: Rounded) -> Any:

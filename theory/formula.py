@@ -14,7 +14,7 @@ import sympy as sp
 from ..errors import HyperparameterError, InvalidProblemError, ProofError
 from ._evaluation import Outside, admits, evaluator, kind
 from ._exact import exact_numbers, is_zero, present
-from ._expansion import Undecided, after_long, approach, expand_about, tidied
+from ._expansion import Undecided, after_long, approach, by_continuity, expand_about, tidied
 from ._immutable import Immutable
 from ._print import text, typeset
 from .assumptions import Assumption
@@ -268,6 +268,11 @@ class Formula(Immutable):
         """
         symbol, target, factor = self._symbol(role), self._expression(value), self._expression(scale)
         start, inner = approach(self, role, target)
+        if target.is_finite:
+            self._require_scalar()
+            value = by_continuity(self.explicit() * factor, symbol, target)
+            if value is not None:
+                return tidied(value, self._sorted_by())
         terms = self._terms(role, f"limit at {role} = {text(target)}", factor, start, 1)
         if not terms or terms[0][0] > 0:
             return sp.Integer(0)
@@ -336,7 +341,7 @@ class Formula(Immutable):
         modules : {"numpy", "mpmath"}
             With "numpy" the arguments are numbers or arrays that broadcast, taken at their exact value, and a float or
             an array of doubles is returned: numbers are right to the last digits, elements of arrays to a relative
-            error of 1e-11. Where double precision cannot promise that, more digits are used. With "mpmath" the
+            error of 1e-8. Where double precision cannot promise that, more digits are used. With "mpmath" the
             arguments are numbers, and the value is right to the working precision.
         outside : {"raise", "nan"}
             What happens where a condition of the formula (`Formula.conditions`) or the kind of a symbol (integer,
