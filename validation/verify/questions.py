@@ -279,7 +279,7 @@ def _local(replicas: int, seed: int) -> Answers:
 def _correlation(replicas: int, seed: int) -> Answers:
     optimizer, h, noise = heavy_ball(lr=0.5, momentum=0.5), np.diag([1.0]), np.eye(1)
     now = float(numerics.stationary_covariance(optimizer, h, noise).trace)
-    lags = [float(np.asarray(numerics.autocovariance(optimizer, h, noise, k))[0, 0]) / now for k in range(1, 200)]
+    lags = [float(np.asarray(numerics.autocovariance(optimizer, h, noise, k))[0, 0]) / now for k in range(1, 110)]
     time_of = np.asarray(numerics.autocorrelation_time(optimizer, h), dtype=np.float64)
     return Answers(_apart(np.max(time_of), 1.0 + 2.0 * math.fsum(lags)), FEW_ULP)
 
