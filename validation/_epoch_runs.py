@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .. import numerics
 from ..errors import InvalidProblemError
 from ..numerics import EpochNoise, LeastSquares, MinibatchNoise, Quadratic, QuadraticExamples
-from ..numerics._arrays import flag
+from ..numerics._arrays import flag, whole_number
 from ..theory import Optimizer
 from ._forgetting import Forgetting
 from ._fourth_moment import FourthMoment, fourth_moment
@@ -150,6 +150,7 @@ def set_up_epochs(
             f"{type(problem).__name__}."
         )
     slots = check_slots(optimizer, slots)
+    batch_size = whole_number("batch_size", batch_size, least=1)
     noise = numerics.epoch_noise(problem, batch_size, drop_last=drop_last)
     generator = torch.Generator(device=checked_device(device)).manual_seed(seed)
     if engine == "dataloader":

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import numerics
 from ..errors import InvalidProblemError
 from ..numerics import EpochCovariance, StationaryCovariance, TransientCovariance
+from ..numerics._arrays import finite_array
 from ..theory import Optimizer
 from ._draws import range_factor
 from ._fourth_moment import FourthMoment, fourth_moment
@@ -52,7 +53,7 @@ def begin(setup: Setup, start: Start, mean: ArrayLike | None, *, progress: bool)
         return _burnt_in(setup, start, progress=progress)
     if isinstance(start, StationaryCovariance | TransientCovariance | EpochCovariance):
         return _drawn_from(setup, start, mean)
-    given = None if start is None else np.asarray(start)
+    given = None if start is None else finite_array("start", start)
     if given is None or given.ndim == 1:
         if given is not None:
             _refuse_mean(mean, "a point")
@@ -125,15 +126,13 @@ def _rest(optimizer: Optimizer) -> Array:
 def _state_at(setup: Setup, point: ArrayLike | None) -> Array:
     """All slots, stacked: at rest at weights (d,), or given in full (m*d,); at the optimum unless given."""
     d, slots = setup.quadratic.dim, setup.optimizer.rule.slots
-    given = np.asarray(setup.quadratic.optimum if point is None else point, dtype=np.float64)
+    given = setup.quadratic.optimum if point is None else finite_array("a point to start from", point)
     size = d * len(slots)
     if given.shape not in {(d,), (size,)}:
         raise InvalidProblemError(
             f"a point to start from must have shape ({d},), the weights, or ({size},), the slots {', '.join(slots)} "
             f"stacked; got {given.shape}."
         )
-    if not np.isfinite(given).all():
-        raise InvalidProblemError(f"a point to start from must be finite, got {given[~np.isfinite(given)][0]}.")
     whole = given if given.shape == (size,) else np.kron(_rest(setup.optimizer), given)
     return np.array(whole, dtype=np.float64)
 
@@ -167,9 +166,7 @@ def _covariance(given: Array, dim: int) -> Array:
             f"start must be a covariance of shape ({dim}, {dim}), a point of shape ({dim},), a law of numerics, an "
             f"optimizer or None; got shape {given.shape}."
         )
-    checked = np.asarray(given, dtype=np.float64)
-    if not np.isfinite(checked).all():
-        raise InvalidProblemError(f"start must be finite, got {checked[~np.isfinite(checked)][0]}.")
+    checked = given
     asymmetry, largest = float(np.max(np.abs(checked - checked.T))), float(np.max(np.abs(checked)))
     if asymmetry > ROUNDING * largest:
         raise InvalidProblemError(f"start is not symmetric: it differs from its transpose by {asymmetry:.3g}.")

@@ -22,7 +22,7 @@ from ._forgetting import Forgetting
 from ._gradients import Measurable
 from ._memory import Keeper
 from ._moments import moments
-from ._runs import TorchRun, advance, check_count, read_slots, set_up
+from ._runs import TorchRun, advance, check_count, check_engine, check_optimizer, read_slots, set_up
 from .stationary import LARGEST_AUTOMATIC_BURN_IN, SNAPSHOT_SHARE, SNAPSHOTS, TRANSIENT_FRACTION, Estimate
 
 __all__ = ["adaptive_covariance"]
@@ -136,6 +136,7 @@ def adaptive_covariance(
     >>> bool(abs(measured.value[0, 0] / frozen.value[0, 0] - 1) < 0.02)
     True
     """
+    check_optimizer(optimizer)
     values = {name: float(value) for name, value in optimizer.values.items()}
     chosen = _engine(optimizer, engine)
     try:
@@ -197,12 +198,11 @@ def _engine(optimizer: Optimizer, engine: str) -> str:
         fits.append("torch.optim.RMSprop")
     if known and dampening == momentum:
         fits.append("torch.optim.Adam")
+    check_engine(engine, ("auto", *ENGINES))
     if engine == "auto" and fits:
         return fits[0]
     if engine in fits:
         return engine
-    if engine not in ("auto", *ENGINES):
-        raise InvalidProblemError(f"engine must be one of {('auto', *ENGINES)}, got {engine!r}.")
     which = "neither torch.optim.Adam nor RMSprop runs" if engine == "auto" else f"{engine} does not run"
     raise InvalidRuleError(
         f"{which} {optimizer!r}: Adam is heavy_ball(lr, momentum=b, dampening=b), RMSprop is sgd(lr) or "

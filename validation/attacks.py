@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from ..errors import InvalidProblemError, SgdcovError
+from ..numerics._arrays import flag, nonnegative, number, shown, whole_number
 from ._functional import refuse_random_modules
 from ._output_losses import Loss, per_example_loss
 
@@ -164,13 +165,12 @@ def pgd(
     >>> round(float(y - worst @ w), 12)  # 1 + 0.1 * 5
     1.5
     """
-    for name, count in (("steps", steps), ("restarts", restarts)):
-        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
-            raise InvalidProblemError(f"{name} must be an integer of at least 1, got {count!r}.")
+    steps, restarts = whole_number("steps", steps, least=1), whole_number("restarts", restarts, least=1)
+    random_start = flag("random_start", random_start)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise InvalidProblemError(f"generator must be a torch.Generator, got {shown(generator)}.")
     region = _Region.of(x, radius, norm, domain)
-    size = 2.5 * region.radius / steps if step_size is None else float(step_size)
-    if not (np.isfinite(size) and (size > 0.0 or region.radius == 0.0)):
-        raise InvalidProblemError(f"step_size must be a positive number, got {step_size!r}.")
+    size = 2.5 * region.radius / steps if step_size is None else number("step_size", step_size, least=0.0, open=True)
     if (random_start or restarts > 1) and generator is None:
         raise InvalidProblemError("random starts need generator=torch.Generator(), seeded; nothing global is drawn on.")
     objective = _Objective(model, y, loss)
@@ -240,6 +240,11 @@ class _Objective:
     """The loss of every example and its gradient by the inputs."""
 
     def __init__(self, model: Model, y: torch.Tensor, loss: Loss) -> None:
+        if not callable(model) or not isinstance(y, torch.Tensor):
+            raise InvalidProblemError(
+                f"an attack takes a model, a function of inputs, and labels y as a tensor; got {shown(model)} and "
+                f"{shown(y)}."
+            )
         refuse_random_modules(model)
         self.model, self.y, self.loss = model, y, per_example_loss(loss)
 
@@ -302,19 +307,23 @@ class _Region:
     def of(cls, x: torch.Tensor, radius: float, norm: float, domain: Domain) -> _Region:
         if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dim() < 2:
             raise InvalidProblemError("x must be a floating-point tensor of shape (n, ...), one example a row.")
-        if isinstance(radius, bool) or not np.isfinite(radius) or radius < 0:
-            raise InvalidProblemError(f"radius must be a finite number, at least 0, got {radius!r}.")
-        if norm not in (2, np.inf):
-            raise InvalidProblemError(f"norm must be 2 or numpy.inf, got {norm!r}.")
-        low, high = (-np.inf, np.inf) if domain is None else domain
-        bounds = [torch.as_tensor(b, dtype=x.dtype, device=x.device).expand_as(x) for b in (low, high)]
+        radius = nonnegative("radius", radius)
+        if isinstance(norm, str) or not np.isscalar(norm) or norm not in (2, np.inf):
+            raise InvalidProblemError(f"norm must be 2 or numpy.inf, got {shown(norm)}.")
+        try:
+            low, high = (-np.inf, np.inf) if domain is None else domain
+            bounds = [torch.as_tensor(b, dtype=x.dtype, device=x.device).expand_as(x) for b in (low, high)]
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidProblemError(
+                f"domain must be (low, high), numbers or tensors of the shape of x, got {shown(domain)}."
+            ) from error
         outside = ((x < bounds[0]) | (x > bounds[1]) | ~torch.isfinite(x)).flatten(1).any(dim=1)
         if bool(outside.any()):
             raise InvalidProblemError(
                 f"{int(outside.sum())} of {len(x)} inputs are outside of the domain (or not finite): the inputs span "
                 f"[{float(x.min()):.6g}, {float(x.max()):.6g}]; an attack starts inside."
             )
-        return cls(x.detach(), float(radius), float(norm), bounds[0], bounds[1])
+        return cls(x.detach(), radius, float(norm), bounds[0], bounds[1])
 
     def inside(self, delta: torch.Tensor) -> torch.Tensor:
         """The perturbed inputs, in the domain to the last bit."""

@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from .. import numerics
-from ..errors import InvalidProblemError
 from ..numerics import StationaryCovariance
+from ..numerics._arrays import choice
 from ..numerics._result import ArrayResult
 from ..theory import Optimizer
 from ._fourth_moment import FourthMoment, fourth_moment
@@ -343,8 +343,7 @@ def average_covariance(
 
 def _stationary_run(setup: Setup, start: Stationarity, *, progress: bool) -> tuple[StationaryCovariance, Begun, Run]:
     """The stationary law as numerics solves it, and a run that is there."""
-    if start not in ("burn-in", "law"):
-        raise InvalidProblemError(f"start must be 'burn-in' or 'law', got {start!r}.")
+    choice("start", start, ("burn-in", "law"))
     optimizer, quadratic = setup.optimizer, setup.quadratic
     law = stationary_law(optimizer, setup.source)
     if start == "burn-in":

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidProblemError
 from ..numerics import LeastSquares, QuadraticExamples
+from ..numerics._arrays import shown
 from ..numerics.epochs import checked_position
 from ..theory import Optimizer
 from ._epoch_runs import EpochEngine, EpochSetup, Plan, set_up_epochs
@@ -312,6 +313,8 @@ def _positions(positions: Position | Positions, count: int) -> tuple[Position, .
     """Checked as numerics does: the end of the epoch is position 0 of the next."""
     given = tuple(positions) if isinstance(positions, tuple | list) else (positions,)
     each = tuple(checked_position(position, count) for position in given)
+    if not all(isinstance(position, str | int | np.integer) for position in each):
+        raise InvalidProblemError(f"a position is a number of steps of the epoch or 'average', got {shown(positions)}.")
     if not each or len(set(each)) != len(each):
         raise InvalidProblemError(f"positions must be distinct, and at least one, got {positions!r}.")
     return each

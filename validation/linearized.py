@@ -30,6 +30,7 @@ from ..numerics import (
     VectorLeastSquares,
     VectorMinibatchNoise,
 )
+from ..numerics._arrays import choice, flag, nonnegative, whole_number
 from ..theory import Optimizer
 from ._functional import FlatModel
 from ._jacobian import jacobian, range_of
@@ -138,14 +139,10 @@ class LinearizedNetwork(RangeCoordinates):
         rank_tolerance: float | None = None,
         jacobian_bytes: int = JACOBIAN_BYTES,
     ) -> None:
-        if loss not in ("squared", "cross_entropy"):
-            raise InvalidProblemError(f"loss must be 'squared' or 'cross_entropy', got {loss!r}.")
-        if isinstance(l2, bool) or not np.isfinite(l2) or l2 < 0:
-            raise InvalidProblemError(f"l2 must be a finite number, at least 0, got {l2!r}.")
-        if isinstance(radius, bool) or not np.isfinite(radius) or radius < 0:
-            raise InvalidProblemError(f"radius must be a finite number, at least 0, got {radius!r}.")
+        choice("loss", loss, ("squared", "cross_entropy"))
+        l2, radius = nonnegative("l2", l2), nonnegative("radius", radius)
         self._flat = FlatModel(model, device)
-        self.radius, self.attack, self.loss, self.l2 = float(radius), attack or pgd, loss, float(l2)
+        self.radius, self.attack, self.loss, self.l2 = radius, attack or pgd, loss, l2
         self._clean = self.x = self._flat.fitting(checked_inputs(x, device))
         self._offsets = self._flat.check(self.x)
         self.y = checked_targets(y, loss, len(self.x), self.outputs, device)
@@ -216,7 +213,11 @@ class LinearizedNetwork(RangeCoordinates):
         InvalidProblemError
             If an argument does not fit.
         """
-        key = (batch_size, replacement, label_noise)
+        key = (
+            whole_number("batch_size", batch_size, least=1),
+            flag("replacement", replacement),
+            nonnegative("label_noise", label_noise),
+        )
         if key not in self._noises:  # one object for one noise: what is known of it is remembered
             self._noises[key] = self._noise(*key)
         return self._noises[key]
@@ -359,8 +360,7 @@ class LinearizedNetwork(RangeCoordinates):
         UnstableError, NonStationaryError
             If there is no stationary law to run to, or iterates left the finite numbers.
         """
-        if attack not in ("fixed", "again"):
-            raise InvalidProblemError(f"attack must be 'fixed' or 'again', got {attack!r}.")
+        choice("attack", attack, ("fixed", "again"))
         if attack == "again" and not self.radius:
             raise InvalidProblemError("attack='again' needs a positive radius; the network has radius=0.")
         tangent = Tangent(

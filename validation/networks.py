@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import InvalidProblemError
-from ..numerics._arrays import nonnegative
+from ..numerics._arrays import choice, flag, nonnegative, random_generator, tuple_of, whole_number
 from ._functional import FlatModel
 from ._output_losses import Loss, OutputLoss, per_example_loss
 
@@ -55,10 +55,10 @@ def mlp(
     >>> sum(p.numel() for p in model.parameters())  # 64*14 + 14 + 14*10 + 10
     1060
     """
-    sizes = [_size("widths", width) for width in widths]
+    sizes = [_size("widths", width) for width in tuple_of("widths", widths)]
     if len(sizes) < 2:
         raise InvalidProblemError(f"widths must name inputs and outputs at least, got {tuple(widths)}.")
-    generator = np.random.default_rng(rng)
+    generator = random_generator(rng)
     layers: list[nn.Module] = [nn.Flatten()]
     for fan_in, fan_out in itertools.pairwise(sizes):
         layer = nn.Linear(fan_in, fan_out, **BARE).to_empty(device="cpu")
@@ -106,13 +106,16 @@ def cnn(
     >>> cnn((1, 4), outputs=10)(torch.zeros(3, 1, 8, 8, dtype=torch.float64)).shape
     torch.Size([3, 10])
     """
-    sizes = [_size("channels", channel) for channel in channels]
+    sizes = [_size("channels", channel) for channel in tuple_of("channels", channels)]
     kernel, stride, outputs = _size("kernel", kernel), _size("stride", stride), _size("outputs", outputs)
     if len(sizes) < 2:
         raise InvalidProblemError(f"channels must name those of the image and one more, got {tuple(channels)}.")
-    generator = np.random.default_rng(rng)
+    generator = random_generator(rng)
     layers: list[nn.Module] = []
-    height, width = (_size("image", side) for side in image)
+    sides = [_size("image", side) for side in tuple_of("image", image)]
+    if len(sides) != 2:
+        raise InvalidProblemError(f"image must be (height, width), got {image!r}.")
+    height, width = sides
     for fan_in, fan_out in itertools.pairwise(sizes):
         layer = nn.Conv2d(fan_in, fan_out, kernel, stride=stride, padding=kernel // 2, **BARE).to_empty(device="cpu")
         layers += [_initialised(layer, fan_in * kernel**2, generator), _activation(activation)]
@@ -231,11 +234,12 @@ def digits(
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
-    wanted = list(range(10)) if classes is None else list(classes)
+    wanted = list(range(10)) if classes is None else [whole_number("classes", c) for c in tuple_of("classes", classes)]
+    images = flag("images", images)
     known = np.flatnonzero(np.isin(labels, wanted))
     if _size("examples", examples) > len(known):
         raise InvalidProblemError(f"there are {len(known)} digits of the classes {wanted}, got examples={examples}.")
-    drawn = np.random.default_rng(rng).permutation(known)[:examples]
+    drawn = random_generator(rng).permutation(known)[:examples]
     x = torch.tensor(pixels[drawn] / 16.0, dtype=torch.float64)
     index = torch.tensor([wanted.index(label) for label in labels[drawn]])
     y = 2.0 * index.double() - 1.0 if len(wanted) == 2 else index
@@ -253,12 +257,8 @@ def _initialised(layer: nn.Module, fan_in: int, generator: np.random.Generator) 
 
 
 def _activation(name: str) -> nn.Module:
-    if name not in ACTIVATIONS:
-        raise InvalidProblemError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {name!r}.")
-    return ACTIVATIONS[name]()
+    return ACTIVATIONS[choice("activation", name, tuple(ACTIVATIONS))]()
 
 
 def _size(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise InvalidProblemError(f"{name} must be an integer of at least 1, got {value!r}.")
-    return int(value)
+    return whole_number(name, value, least=1)

@@ -21,10 +21,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidProblemError, NonStationaryError, UnstableError
+from ..numerics._arrays import finite_array, whole_number
 from ..numerics._result import Frozen
 from ..theory import Optimizer
 from ._gradients import gradient_source
-from ._runs import Engine, seed_of
+from ._runs import ENGINES, Engine, check_engine, seed_of
 from .stationary import Estimate, stationary_covariance
 
 __all__ = ["MeasuredRadiusPath", "radius_path"]
@@ -129,10 +130,11 @@ def radius_path(
     >>> bool((abs(measured.curvature / predicted.curvature - 1) < 0.03).all())
     True
     """
-    along = np.atleast_1d(np.asarray(radii, dtype=np.float64))
-    if along.ndim != 1 or not np.isfinite(along).all():
-        raise InvalidProblemError(f"radii must be a sequence of finite numbers, got {radii!r}.")
-    if replicas < 5 * BLOCKS:
+    along = np.atleast_1d(finite_array("radii", radii))
+    if along.ndim != 1 or not callable(problem_at):
+        raise InvalidProblemError("radii must be a sequence of finite numbers, and problem_at a function of one.")
+    check_engine(engine, ENGINES)
+    if whole_number("replicas", replicas, least=2) < 5 * BLOCKS:
         raise InvalidProblemError(f"{replicas} replicas are too few for standard errors; take at least {5 * BLOCKS}.")
     seeds = np.random.SeedSequence(seed_of(rng)).generate_state(2 * len(along))
     estimates: list[Estimate | None] = []

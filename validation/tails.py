@@ -26,6 +26,7 @@ from scipy.stats import norm
 
 from .. import numerics
 from ..errors import InvalidProblemError
+from ..numerics._arrays import number
 from ..numerics._result import Frozen
 from ..theory import Optimizer
 from ._gradients import Measurable
@@ -226,8 +227,7 @@ def tail_index(
     """
     check_count("replicas", replicas, 1000)
     check_count("steps", steps, 2)
-    if not 0.0 < level < 1.0:
-        raise InvalidProblemError(f"level must be between 0 and 1, got {level!r}.")
+    level = number("level", level, least=0.0, most=1.0, open=True)
     if order_statistics != "auto":
         check_count("order_statistics", order_statistics, 2)
         if order_statistics >= replicas:

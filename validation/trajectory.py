@@ -36,6 +36,9 @@ __all__ = ["Trajectory", "trajectory"]
 
 Array = NDArray[np.float64]
 
+#: The learning rate that stands for 0 where only the state of rest is asked for, which is that of any.
+SLOW = 1e-3
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Trajectory(Frozen):
@@ -223,9 +226,10 @@ def trajectory(
         before = [] if factory is None else [(optimizer, 0)]  # what the scheduler finds, and may replace at once
         _refuse_momentum_that_vanishes([*before, *phases], 1 - len(before))
     # Rest and slots are the same in all phases; a learning rate of 0 has no law that a source could ask for.
+    at_rest = _boldest(phases, len(phases))
     setup = set_up(
-        _boldest(phases, len(phases)), problem, replicas=replicas, slots=slots, batch_size=batch_size,
-        replacement=replacement, engine=engine, rng=rng, device=device,
+        at_rest if _moves(at_rest) else at_rest.replace(lr=SLOW), problem, replicas=replicas, slots=slots,
+        batch_size=batch_size, replacement=replacement, engine=engine, rng=rng, device=device,
     )  # fmt: skip
     begun = begin(setup, start, mean, progress=progress)
     ends = np.array(plan.ends)
@@ -233,7 +237,7 @@ def trajectory(
     summaries = _Summaries(setup)
     estimates: list[TransientEstimate] = []
     boldest = _boldest(phases, int(np.searchsorted(ends, records[-1])))
-    fourth = fourth_moment(boldest, setup.source, records[-1])
+    fourth = fourth_moment(boldest, setup.source, records[-1]) if _moves(boldest) else None
     wanted, keeper = set(records), Keeper(len(records))
     scheduler = None
     if factory is not None and engine == "torch.optim":
@@ -295,6 +299,10 @@ def _plan(schedule: Schedule | SchedulerFactory, optimizer: Optimizer, end: int)
 def _boldest(phases: Sequence[tuple[Optimizer, int]], last: int) -> Optimizer:
     """Of the optimizers up to a phase, one of the largest learning rate: its fourth moments grow fastest."""
     return max((optimizer for optimizer, _ in phases[: last + 1]), key=lambda o: float(o.values.get("lr", 0.0)))
+
+
+def _moves(optimizer: Optimizer) -> bool:
+    return float(optimizer.values.get("lr", 1.0)) > 0.0
 
 
 class _Summaries:

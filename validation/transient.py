@@ -20,6 +20,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidProblemError
+from ..numerics._arrays import tuple_of
 from ..theory import Optimizer
 from ._fourth_moment import FourthMoment, fourth_moment
 from ._gradients import Measurable
@@ -242,7 +243,7 @@ def estimate_at(
 
 def recorded_steps(name: str, steps: int | Iterable[int]) -> tuple[int, ...]:
     """Ascending whole numbers of at least 0."""
-    given = tuple(steps) if isinstance(steps, Iterable) else (steps,)
+    given = tuple_of(name, steps) if isinstance(steps, Iterable) else (steps,)
     if not given:
         raise InvalidProblemError(f"{name} is empty: say when to record.")
     for step in given:

@@ -19,8 +19,8 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 import torch
 
-from ..errors import InvalidProblemError
 from ..numerics import Quadratic
+from ..numerics._arrays import choice, nonnegative
 from ..theory import Optimizer
 from ._attacked_batches import AttackedGradient
 from ._draws import Gradient
@@ -111,10 +111,7 @@ def perturbed_covariance(
     >>> bool(law.value[0, 0] > 0.1 / (2 - 0.1))
     True
     """
-    if perturbation not in get_args(Perturbation):
-        raise InvalidProblemError(f"perturbation must be one of {get_args(Perturbation)}, got {perturbation!r}.")
-    if not 0.0 <= rho < float("inf"):
-        raise InvalidProblemError(f"rho must be a finite number of at least 0, got {rho!r}.")
+    perturbation, rho = choice("perturbation", perturbation, get_args(Perturbation)), nonnegative("rho", rho)
     setup = set_up(
         optimizer, problem, replicas=replicas, slots=("w",), batch_size=batch_size, replacement=replacement,
         engine=engine, rng=rng, device=device,
@@ -122,7 +119,7 @@ def perturbed_covariance(
     quadratic: Quadratic = setup.quadratic
     source = replace(
         setup.source,
-        gradients=_perturbed(setup.source.gradients, float(rho), perturbation),
+        gradients=_perturbed(setup.source.gradients, rho, perturbation),
         kind=f"{setup.source.kind}, at weights perturbed by rho={rho:g} ({perturbation})",
         noise=quadratic.noise,
     )

@@ -289,6 +289,24 @@ def stationary_variance_on_a_line(lr, targets, radius, cells=8001):
     return float(law @ (w - mean) ** 2)
 
 
+def test_weights_on_a_kink_of_the_norm_are_measured_all_the_same():
+    """Of which no law is known: what is measured does not depend on where the run started, nor on how long it was."""
+    rng = np.random.default_rng(2)
+    X = rng.normal(size=(20, 3))
+    problem = AdversarialLeastSquares(X, X @ [1, -2, 0.5] + 0.1 * rng.normal(size=20), radius=0.5, norm=np.inf)
+    assert problem.kinks.coordinates == (2,)
+    optimizer = sgd(lr=0.05)
+    planned = stationary_covariance(optimizer, problem, replicas=200, batch_size=2, rng=0, **QUIET)
+    far = transient_covariance(
+        optimizer, problem, 2 * planned.burn_in, start=np.zeros(3), replicas=200, batch_size=2, rng=1, **QUIET
+    )
+    for one, other, errors in (
+        (planned.value, far.value, (planned.standard_error, far.standard_error)),
+        (planned.mean, far.mean, (planned.mean_standard_error, far.mean_standard_error)),
+    ):
+        assert (np.abs(one - other) < 4.5 * np.hypot(*errors)).all()
+
+
 @pytest.mark.parametrize(("norm", "radius"), [(2, 0.2), (np.inf, 0.1)])
 def test_logistic_regression_follows_its_linear_noise_law(norm, radius):
     rng = np.random.default_rng(3)

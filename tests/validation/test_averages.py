@@ -215,7 +215,7 @@ def test_estimates_show_themselves():
         (autocovariance, (2, 1), {}, InvalidProblemError, "lag must ascend"),
         (average_covariance, 0, {}, InvalidProblemError, "window must be a whole number, at least 1, got 0"),
         (average_covariance, 2.0, {}, InvalidProblemError, "got 2.0"),
-        (average_covariance, 2, {"start": "cold"}, InvalidProblemError, "'burn-in' or 'law', got 'cold'"),
+        (average_covariance, 2, {"start": "cold"}, InvalidProblemError, "one of 'burn-in', 'law', got 'cold'"),
         (average_covariance, 2, {"optimizer": sgd(lr=5.0)}, UnstableError, "lr < 1"),
         (average_covariance, 2, {"optimizer": sgd()}, HyperparameterError, "lr"),
         (autocovariance, 2, {"optimizer": sgd(lr=1e-9)}, InvalidProblemError, "1,000,000 steps"),

@@ -139,7 +139,7 @@ def test_the_report_says_what_was_done_and_repeats():
         ({"steps": 1}, InvalidProblemError, "steps must be"),
         ({"order_statistics": 1000}, InvalidProblemError, "leave no threshold"),
         ({"direction": [0.0]}, InvalidProblemError, "direction must be a vector of 1"),
-        ({"level": 1.0}, InvalidProblemError, "level must be between 0 and 1"),
+        ({"level": 1.0}, InvalidProblemError, "level must be a finite number"),
         ({"problem": Quadratic([[1.0]], [[0.0]], [0.0])}, InvalidProblemError, "no noise to make a tail"),
         ({"optimizer": sgd(lr=3.0)}, UnstableError, "lr < 2"),
     ],

@@ -311,3 +311,25 @@ def test_p_is_uniform_all_along_a_true_trajectory(engine):
         p.append([agreement.p_value for agreement in found] + [agreement.mean_p_value for agreement in found])
     for kind in zip(*p, strict=True):
         assert scipy.stats.kstest(kind, "uniform").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("engine", ["rule", "torch.optim"])
+def test_a_learning_rate_of_0_moves_nothing_and_is_passed_through(engine):
+    """Warm-up from 0 by a real scheduler, against numerics; and a schedule that is 0 throughout."""
+    problem, optimizer = Quadratic(np.diag([1.0, 0.3]), np.eye(2), np.ones(2)), heavy_ball(lr=0.3, momentum=0.9)
+    run = trajectory(
+        optimizer, lambda optim: torch.optim.lr_scheduler.LambdaLR(optim, lambda step: min(1.0, step / 3)), problem,
+        record=(0, 1, 6), start=np.eye(2), replicas=4000, engine=engine, rng=3, progress=False,
+    )  # fmt: skip
+    exact = numerics.trajectory(
+        optimizer, run.schedule, problem.hessian, problem.noise, start=np.eye(2), record=[0, 1, 6]
+    )  # fmt: skip
+    np.testing.assert_array_equal(run.covariance[0], run.covariance[1])
+    for measured, law in zip(run.covariance, exact.covariance, strict=True):
+        assert np.abs(measured - law).max() < 5 * run.covariance_standard_error.max()
+    examples = LeastSquares(np.eye(2) + 0.1, [1.0, 2.0])
+    still = trajectory(
+        sgd(lr=0.1), Schedule.constant(3, 0.0), examples, batch_size=1, start=np.eye(2), replicas=50, engine=engine,
+        rng=0, progress=False,
+    )  # fmt: skip
+    np.testing.assert_array_equal(still.covariance[0], still.covariance[-1])
