@@ -211,8 +211,8 @@ def measured(
     quadratic = Quadratic(noise.hessian, noise.covariance(), noise.optimum)
     source = GradientSource(gradients, kind, quadratic, noise)
     setup = Setup(optimizer, source, replicas, slots, engine, generator, seed, batch_size * tangent.offsets.shape[1])
-    weights = 8 * replicas * tangent.flat.size * (len(optimizer.rule.slots) + 4)  # the run is in all of them
-    refuse_too_much(weights, f"{replicas:,} replicas of {tangent.flat.size:,} weights")
+    needed = 8 * replicas * tangent.flat.size * (len(optimizer.rule.slots) + 4)  # the run is in all of them
+    refuse_too_much(needed, f"{replicas:,} replicas of {tangent.flat.size:,} weights")
 
     known, transient = optimizer.rule.slots, 0.0
     if steps == "auto":

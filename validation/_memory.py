@@ -50,7 +50,7 @@ class Keeper:
             return states
         if self.store is None:
             self.store = np.empty((self.records, snapshots, min(most, replicas), size))
-        found = self.store[self.count]
+        found: Array = self.store[self.count]
         found[:] = states[:, : found.shape[1]]
         self.count += 1
         return found

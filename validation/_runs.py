@@ -251,7 +251,8 @@ def seed_of(rng: np.random.Generator | int | None) -> int:
 
 def check_count(name: str, count: object, least: int) -> None:
     """Refuse what is not an integer of at least ``least``."""
-    whole_number(name, count, least=least)
+    if whole_number(name, count, least=least) >= 2**62:
+        raise InvalidProblemError(f"{name} is beyond what a machine can count, got {shown(count)}.")
 
 
 def check_engine(engine: object, known: Iterable[str]) -> None:

@@ -30,7 +30,7 @@ def checked_device(device: str | torch.device) -> torch.device:
     try:
         known = torch.device(device)
         torch.empty(0, device=known)
-    except (RuntimeError, TypeError, AssertionError) as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InvalidProblemError(
             f"device must name a device of PyTorch, as 'cpu' or 'cuda:0', got {device!r} ({reason})."
