@@ -220,6 +220,34 @@ def test_loaders_and_keys_give_gradients_of_the_same_loss(problem):
         np.testing.assert_allclose(found.numpy(), general.gradient(at), rtol=1e-12)
 
 
+@pytest.mark.parametrize("loaded", [False, True], ids=["keys", "loaders"])
+def test_a_batch_has_the_curvature_of_its_own_examples(loaded):
+    """Slopes are equal and curvatures are powers of 2: the gradient tells which two examples were drawn."""
+    problem = QuadraticExamples([[[1.0]], [[2.0]], [[4.0]], [[8.0]]], np.full((4, 1), 0.5))
+    given = problem, 50, 2, torch.Generator().manual_seed(0)
+    gradients = loaded_gradients(*given, drop_last=False) if loaded else shuffled_gradients(*given)
+    ones = torch.ones(50, 1, dtype=torch.float64)
+    # of one epoch: (replicas, batches); each is the mean of two of the four
+    sums = np.stack([2.0 * (next(gradients)(ones).numpy()[:, 0] - 0.5) for _ in range(2)], axis=1)
+    assert set(sums.ravel()) == {3.0, 5.0, 9.0, 6.0, 10.0, 12.0}
+    np.testing.assert_array_equal(sums.sum(axis=1), 15.0)
+
+
+def test_snapshots_are_as_many_epochs_apart_as_forget_enough():
+    """An epoch of 4 steps keeps .95**4 of the state, so the squared correlation first falls below exp(-2) after 5."""
+    slopes = np.random.default_rng(0).normal(size=(8, 1))
+    problem = QuadraticExamples(np.ones((8, 1, 1)), slopes - slopes.mean())
+    estimate = epoch_covariance(
+        sgd(lr=0.05), problem, batch_size=2, replicas=2000, positions=0, snapshots=3, epochs=30, rng=0, progress=False
+    )
+    assert estimate.spacing == 5 * 4
+    assert (estimate.burn_in, estimate.steps) == (30 * 4, 30 * 4 + 2 * 20)
+    states = estimate.samples[:, :, 0]
+    for before, after in itertools.pairwise(states):
+        # between epochs nothing is drawn but orders of their own, so that the states are autoregressive
+        assert abs(np.corrcoef(before, after)[0, 1] - 0.95**20) < 4 / np.sqrt(2000)
+
+
 def test_a_run_is_repeated_by_its_seed_and_reported():
     def run(rng):
         return epoch_covariance(

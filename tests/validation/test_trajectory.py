@@ -135,6 +135,26 @@ def test_a_scheduler_its_schedule_and_both_engines_walk_the_same_path(optimizer,
             assert difference <= 100 * EPS * steps * scale
 
 
+def test_the_scheduler_itself_steps_beside_the_optimizer_that_makes_the_run():
+    """What a scheduler sees of the weights, each time it steps, is what the run records."""
+    seen = []
+
+    class Watching(lr_scheduler.StepLR):
+        def step(self, *args):
+            (weights,) = self.optimizer.param_groups[0]["params"]
+            seen.append(weights.detach().clone().numpy())
+            super().step(*args)
+
+    run = trajectory(
+        heavy_ball(lr=0.4, momentum=0.9), lambda optim: Watching(optim, 2, gamma=0.5), non_commuting(),
+        record=range(1, 6), replicas=7, engine="torch.optim", rng=0, progress=False,
+    )  # fmt: skip
+    beside = [weights for weights in seen if weights.shape == (7, 3)]  # and not while the schedule was read
+    assert len(beside) == 5
+    for weights, estimate in zip(beside, run.estimates, strict=True):
+        np.testing.assert_array_equal(weights, estimate.samples[0])
+
+
 def test_wrong_schedules_and_the_other_momentum_convention_are_rejected():
     problem, optimizer = non_commuting(), heavy_ball(lr=0.4, momentum=0.9)
     factory = SCHEDULERS["step"][1]
