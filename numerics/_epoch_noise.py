@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidProblemError
-from ._arrays import positive_semidefinite, shown, whole_number
+from ._arrays import flag, positive_semidefinite, shown, whole_number
 
 __all__ = ["EpochNoise", "Examples", "check_epoch_batches", "epoch_noise"]
 
@@ -101,7 +101,7 @@ def _checked_correlation(correlation: float | Fraction | None, count: int) -> Fr
     try:
         value = Fraction(correlation)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidProblemError(f"correlation must be a number, got {correlation!r}") from error
+        raise InvalidProblemError(f"correlation must be a number, got {shown(correlation)}") from error
     if isinstance(correlation, float) and abs(value - least) <= 4 * EPS * abs(least):
         return least
     if not least <= value <= 0:
@@ -158,7 +158,7 @@ def check_epoch_batches(total: int, batch_size: int, *, drop_last: bool = False)
             f"batch_size={size} makes fewer than two whole batches of {total} examples; an epoch needs at least two, "
             f"so batch_size of at most {total // 2}."
         )
-    if remainder and not drop_last:
+    if not flag("drop_last", drop_last) and remainder:
         below = next(b for b in range(size, 0, -1) if total % b == 0)
         above = next(b for b in range(size, total + 1) if total % b == 0)
         near = f"{below} or {above}" if above <= total // 2 else f"{below}"

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidProblemError
 from ..theory import Optimizer
+from ._arrays import shown, tuple_of
 from ._result import ArrayResult
 
-__all__ = ["SlotLaw", "slot_index"]
+__all__ = ["SlotLaw", "slot_index", "slot_indices"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -72,9 +73,9 @@ class SlotLaw(ArrayResult):
         Raises
         ------
         InvalidProblemError
-            If the rule has no such slot.
+            If the rule has no such slot, or none is named.
         """
-        indices = [slot_index(self.optimizer, name) for name in (self.slots if slots is None else slots)]
+        indices = slot_indices(self.optimizer, self.slots if slots is None else slots)
         return np.block([[self._block(a, b) for b in indices] for a in indices])
 
     @property
@@ -101,5 +102,13 @@ def slot_index(optimizer: Optimizer, name: str) -> int:
     """Which slot of the rule it is."""
     known = optimizer.rule.slots
     if not isinstance(name, str) or name not in known:
-        raise InvalidProblemError(f"{optimizer.rule.name} has no slot {name!r}; it has {', '.join(known)}")
+        raise InvalidProblemError(f"{optimizer.rule.name} has no slot {shown(name)}; it has {', '.join(known)}")
     return known.index(name)
+
+
+def slot_indices(optimizer: Optimizer, slots: Sequence[str]) -> list[int]:
+    """Which slots of the rule they are, at least one."""
+    names = tuple_of("slots", slots)
+    if not names:
+        raise InvalidProblemError("slots is empty: name at least one slot, such as ('w',)")
+    return [slot_index(optimizer, name) for name in names]

@@ -13,13 +13,12 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import InvalidProblemError
 from ..theory import Optimizer, recursion
-from ._arrays import positive_semidefinite, tuple_of, vector
+from ._arrays import positive_semidefinite, vector
 from ._directions import eigen_directions
 from ._kernel import mean_kernel
 from ._margins import check_stable
-from ._slot_law import slot_index
+from ._slot_law import slot_indices
 
 __all__ = ["stationary_mean"]
 
@@ -67,9 +66,7 @@ def stationary_mean(
     """
     optimizer = recursion(optimizer).optimizer
     optimizer.require_bound()
-    wanted = [slot_index(optimizer, name) for name in tuple_of("slots", slots)]
-    if not wanted:
-        raise InvalidProblemError("slots is empty: name at least one slot, such as ('w',)")
+    wanted = slot_indices(optimizer, slots)
     checked = positive_semidefinite("hessian", hessian)
     target = vector("optimum", optimum, dim=checked.shape[0])
     directions = eigen_directions(optimizer, checked)

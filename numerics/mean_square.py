@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import HyperparameterError, InvalidProblemError, MeanSquareUnstableError, UnstableError
 from ..theory import Optimizer
-from ._arrays import rounding_level
+from ._arrays import finite_array, rounding_level
 from ._margins import has_unit_root
 from ._problem import Problem, make_problem
 from ._result import Frozen
@@ -346,7 +346,7 @@ def mean_at_rest(problem: Problem, noise: GradientNoise) -> Array:
 
 def check_hessian(hessian: ArrayLike, noise: GradientNoise) -> None:
     """Refuse a Hessian that is not the one of the loss whose noise it is."""
-    given = np.asarray(hessian, dtype=np.float64)
+    given = finite_array("hessian", hessian)
     own = noise.hessian
     if given.shape != own.shape:
         raise InvalidProblemError(f"hessian has shape {given.shape}, but the noise is that of a loss with {own.shape}")

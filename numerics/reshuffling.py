@@ -30,14 +30,14 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidProblemError, InvalidRuleError, MeanSquareUnstableError, NonStationaryError
 from ..theory import Optimizer, recursion, sgd
-from ._arrays import symmetric
+from ._arrays import choice, shown, symmetric
 from ._epoch_moments import MomentMap, affine_maps, check_size, epoch_moments
 from ._epoch_noise import EpochNoise, check_epoch_batches
 from ._kernel import to_fraction
 from ._log_determinant import log_determinant
 from ._order_sums import hessians_in_parts, order_sums
 from ._second_moment import gradient_point
-from ._slot_law import SlotLaw, slot_index
+from ._slot_law import SlotLaw, slot_indices
 from .epochs import Position, checked_position, epoch_stationary_covariance
 from .mean import stationary_mean
 from .problems import LeastSquares
@@ -118,7 +118,7 @@ class ReshufflingLaw(SlotLaw):
         InvalidProblemError
             If the rule has no such slot.
         """
-        return np.concatenate([self._means[slot_index(self.optimizer, name)] for name in slots])
+        return np.concatenate(self._means[slot_indices(self.optimizer, slots)])
 
     @property
     def excess_risk(self) -> float:
@@ -209,16 +209,11 @@ def reshuffling_law(
     optimizer = recursion(optimizer).optimizer
     optimizer.require_bound()
     if not isinstance(problem, LeastSquares | QuadraticExamples):
-        raise InvalidProblemError(
-            f"the problem must be a LeastSquares or QuadraticExamples, got {type(problem).__name__}"
-        )
+        raise InvalidProblemError(f"the problem must be a LeastSquares or QuadraticExamples, got {shown(problem)}")
     size = check_epoch_batches(problem.num_examples, batch_size, drop_last=drop_last)
     where = checked_position(position, problem.num_examples // size)
-    if method == "enumeration":
-        return _enumerated(optimizer, problem, size, where)
-    if method == "expansion":
-        return _expanded(optimizer, problem, size, where)
-    raise InvalidProblemError(f"unknown method {method!r}; the methods are 'enumeration' and 'expansion'")
+    make = _enumerated if choice("method", method, ("enumeration", "expansion")) == "enumeration" else _expanded
+    return make(optimizer, problem, size, where)
 
 
 def _enumerated(optimizer: Optimizer, problem: Problem, size: int, position: Position) -> ReshufflingLaw:

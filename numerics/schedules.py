@@ -8,21 +8,26 @@ keeps the optimizer's own value.  The usual learning-rate schedules are construc
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby
+from numbers import Real
 from types import MappingProxyType
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ..errors import HyperparameterError, InvalidProblemError
-from ..theory import Optimizer
+from ..theory import Optimizer, recursion
 from ..theory.hyperparameters import Hyperparameter
-from ._arrays import vector, whole_number
+from ._arrays import number, shown, tuple_of, vector, whole_number
 
 __all__ = ["Phase", "Schedule"]
+
+#: Ten million take some gigabytes.
+_MOST_PHASES = 10**7
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -40,7 +45,7 @@ class Phase:
     Raises
     ------
     InvalidProblemError
-        If ``steps`` is no whole number of at least 1.
+        If ``steps`` is no whole number of at least 1, or a value no real number that double precision holds.
 
     Examples
     --------
@@ -53,7 +58,7 @@ class Phase:
 
     def __init__(self, steps: int, **values: float) -> None:
         object.__setattr__(self, "steps", whole_number("steps of a phase", steps, least=1))
-        object.__setattr__(self, "bound", tuple(values.items()))
+        object.__setattr__(self, "bound", tuple((name, _real(name, value)) for name, value in values.items()))
 
     @property
     def values(self) -> Mapping[str, float]:
@@ -61,7 +66,7 @@ class Phase:
         return MappingProxyType(dict(self.bound))
 
     def __repr__(self) -> str:
-        return f"Phase({', '.join([str(self.steps), *(f'{name}={value}' for name, value in self.bound)])})"
+        return f"Phase({', '.join([shown(self.steps), *(f'{name}={value}' for name, value in self.bound)])})"
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -71,12 +76,12 @@ class Schedule:
     Parameters
     ----------
     phases : iterable of Phase
-        At least one.
+        At least one, at most ten million.
 
     Raises
     ------
     InvalidProblemError
-        If there is no phase, or something that is none.
+        If there is no phase, or something that is none, or more than memory holds.
 
     Examples
     --------
@@ -88,17 +93,21 @@ class Schedule:
     """
 
     phases: tuple[Phase, ...]
+    #: Numpy's numbers leave ``3 * schedule`` to the schedule.
+    __array_ufunc__: ClassVar[None] = None
 
     def __init__(self, phases: Iterable[Phase]) -> None:
         try:
-            given = tuple(phases)
+            first = itertools.islice(phases, _MOST_PHASES + 1)  # of an iterator without an end too
         except TypeError:
-            raise InvalidProblemError(f"a schedule is made of a list of phases, got {phases!r}") from None
+            raise InvalidProblemError(f"a schedule is made of a list of phases, got {shown(phases)}") from None
+        given = tuple_of("phases", first)
         for phase in given:
             if not isinstance(phase, Phase):
-                raise InvalidProblemError(f"a schedule is made of phases, as Phase(1000, lr=0.1), got {phase!r}")
+                raise InvalidProblemError(f"a schedule is made of phases, as Phase(1000, lr=0.1), got {shown(phase)}")
         if not given:
             raise InvalidProblemError("the schedule is empty: it needs at least one phase")
+        _check_phases(len(given))
         object.__setattr__(self, "phases", given)
 
     @property
@@ -138,6 +147,8 @@ class Schedule:
         >>> Schedule([Phase(3, lr=0.1), Phase(2)]).bind(sgd(lr=0.5))
         ((sgd(lr=0.1), 3), (sgd(lr=0.5), 2))
         """
+        if not isinstance(optimizer, Optimizer):
+            optimizer = recursion(optimizer).optimizer  # of a bare rule; refuses anything else
         known: dict[tuple[tuple[str, float], ...], Optimizer] = {}
         out = []
         for index, (phase, end) in enumerate(zip(self.phases, self.ends, strict=True)):
@@ -161,7 +172,9 @@ class Schedule:
         return Schedule(self.phases + other.phases) if isinstance(other, Schedule) else NotImplemented
 
     def __mul__(self, times: int) -> Schedule:
-        return Schedule(self.phases * whole_number("repetitions of a schedule", times, least=1))
+        count = whole_number("repetitions of a schedule", times, least=1)
+        _check_phases(count * len(self))
+        return Schedule(self.phases * count)
 
     __rmul__ = __mul__
 
@@ -193,7 +206,7 @@ class Schedule:
         Schedule([Phase(2, lr=0.1), Phase(1, lr=0.05)])
         """
         rates = vector("learning_rates", learning_rates)
-        return cls(Phase(len(list(run)), lr=lr) for lr, run in groupby(rates.tolist()))
+        return cls(Phase(len(list(run)), lr=lr) for lr, run in itertools.groupby(rates.tolist()))
 
     @classmethod
     def constant(cls, steps: int, lr: float) -> Schedule:
@@ -216,8 +229,12 @@ class Schedule:
         Schedule([Phase(100, lr=1.0), Phase(100, lr=0.5), Phase(50, lr=0.25)])
         """
         steps, every = whole_number("steps", steps, least=1), whole_number("every", every, least=1)
+        lr, decay = number("lr", lr), np.float64(number("factor", factor))
+        _check_phases(-(-steps // every))
         starts = range(0, steps, every)
-        return cls(Phase(min(every, steps - s), lr=lr * factor**index) for index, s in enumerate(starts))
+        with np.errstate(all="ignore"):  # what is beyond the range of doubles is refused as such
+            rates = vector("the learning rate", [lr * float(decay**index) for index in range(len(starts))])
+        return cls(Phase(min(every, steps - s), lr=rate) for s, rate in zip(starts, rates.tolist(), strict=True))
 
     @classmethod
     def cosine(cls, steps: int, lr: float, *, final: float = 0.0) -> Schedule:
@@ -230,7 +247,8 @@ class Schedule:
         >>> Schedule.cosine(2, lr=1.0)
         Schedule([Phase(1, lr=1.0), Phase(1, lr=0.5)])
         """
-        t = np.arange(whole_number("steps", steps, least=1)) / steps
+        t = _times("steps", steps) / steps
+        lr, final = number("lr", lr), number("final", final)
         rates = final + (lr - final) * (0.5 + 0.5 * np.cos(math.pi * t))
         return cls.from_learning_rates(rates)
 
@@ -245,7 +263,8 @@ class Schedule:
         >>> Schedule.linear_warmup(2, lr=1.0, start=0.5)
         Schedule([Phase(1, lr=0.5), Phase(1, lr=0.75)])
         """
-        t = np.arange(whole_number("steps", steps, least=1)) / steps
+        t = _times("steps", steps) / steps
+        lr, start = number("lr", lr), number("start", start)
         return cls.from_learning_rates(start + (lr - start) * t)
 
     @classmethod
@@ -259,10 +278,9 @@ class Schedule:
         >>> Schedule.cyclic(0.25, 0.5, up=1, cycles=2)
         Schedule([Phase(1, lr=0.25), Phase(1, lr=0.5), Phase(1, lr=0.25), Phase(1, lr=0.5)])
         """
-        up = whole_number("up", up, least=1)
-        down = up if down is None else whole_number("down", down, least=1)
-        rising = low + (high - low) * (np.arange(up) / up)
-        falling = high + (low - high) * (np.arange(down) / down)
+        low, high, down = number("low", low), number("high", high), up if down is None else down
+        rising = low + (high - low) * (_times("up", up) / up)
+        falling = high + (low - high) * (_times("down", down) / down)
         return cls.from_learning_rates(np.concatenate([rising, falling])) * cycles
 
     @classmethod
@@ -274,10 +292,36 @@ class Schedule:
         >>> Schedule.inverse_time(2, lr=1.0, timescale=1.0)
         Schedule([Phase(1, lr=1.0), Phase(1, lr=0.5)])
         """
-        if not timescale > 0:
-            raise InvalidProblemError(f"timescale must be positive, got {timescale!r}")
-        t = np.arange(whole_number("steps", steps, least=1))
-        return cls.from_learning_rates(lr / (1 + t / timescale))
+        lr, timescale = number("lr", lr), number("timescale", timescale, least=0, open=True)
+        with np.errstate(over="ignore"):
+            slowed = 1 + _times("steps", steps) / timescale
+        return cls.from_learning_rates(lr / vector("1 + t / timescale", slowed))
+
+
+def _times(name: str, steps: int) -> NDArray[np.int64]:
+    """The steps 0, 1, ... of which each has a learning rate of its own."""
+    count = whole_number(name, steps, least=1)
+    _check_phases(count)
+    return np.arange(count)
+
+
+def _check_phases(count: int) -> None:
+    if count > _MOST_PHASES:
+        raise InvalidProblemError(
+            f"a schedule holds at most {_MOST_PHASES:,} phases, and these would be more ({_number(count)}); steps "
+            f"with the same hyper-parameters are one phase, however many"
+        )
+
+
+def _real(name: str, value: float) -> float:
+    """A real number as it came, whose domain is that of the rule it will be bound to."""
+    try:
+        if isinstance(value, Real):
+            float(value)
+            return value
+    except (ArithmeticError, TypeError, ValueError):
+        pass
+    raise InvalidProblemError(f"{name} of a phase must be a real number, got {shown(value)}")
 
 
 def phase_name(index: int, start: int, end: int) -> str:

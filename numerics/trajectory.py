@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidProblemError, NonStationaryError, UnstableError
 from ..theory import Optimizer, recursion
-from ._arrays import whole_number
+from ._arrays import shown, tuple_of, whole_number
 from ._directions import Directions, check_flat_noise
 from ._evolution import Evolution
 from ._forward_error import warn_if_inaccurate
@@ -354,7 +354,8 @@ def _check_forgotten(bound: Bound, schedule: Schedule, once: Evolution, h: Array
 
 def _bind(optimizer: Optimizer, schedule: Schedule) -> Bound:
     if not isinstance(schedule, Schedule):
-        raise InvalidProblemError(f"schedule must be a Schedule, as Schedule([Phase(1000, lr=0.1)]), got {schedule!r}")
+        got = shown(schedule)
+        raise InvalidProblemError(f"schedule must be a Schedule, as Schedule([Phase(1000, lr=0.1)]), got {got}")
     return schedule.bind(recursion(optimizer).optimizer)
 
 
@@ -362,13 +363,13 @@ def _times(record: object, steps: int, default: tuple[int, ...]) -> tuple[int, .
     """Checked, increasing times within the schedule."""
     if record is None:
         return tuple(dict.fromkeys(default))
-    given = np.asarray(record)
-    if given.ndim != 1 or not given.size:
-        raise InvalidProblemError(f"record must be a list of times, got {record!r}")
-    times = tuple(whole_number("a time in record", t) for t in (given.tolist() if given.dtype.kind in "iu" else given))
+    times = tuple(whole_number("a time in record", t) for t in tuple_of("record", record))
+    if not times:
+        raise InvalidProblemError(f"record must be a list of times, got {shown(record)}")
     for earlier, later in itertools.pairwise(times):
         if later <= earlier:
-            raise InvalidProblemError(f"the times in record must increase, got {earlier} before {later}")
+            raise InvalidProblemError(f"the times in record must increase, got {shown(earlier)} before {shown(later)}")
     if times[-1] > steps:
-        raise InvalidProblemError(f"record asks for time {times[-1]}, but the schedule ends after {steps} steps")
+        last = shown(times[-1])
+        raise InvalidProblemError(f"record asks for time {last}, but the schedule ends after {counted(steps)}")
     return times

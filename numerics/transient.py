@@ -32,7 +32,7 @@ from ._log_determinant import log_determinant
 from ._noisy_run import NoisyRun
 from ._problem import Problem, make_problem
 from ._run import Records, Run
-from ._slot_law import SlotLaw, slot_index
+from ._slot_law import SlotLaw, slot_indices
 from ._spectral_law import CAUSE
 from ._step_family import StepFamily
 from .mean_square import check_hessian
@@ -289,7 +289,7 @@ def transient_mean(
     """
     optimizer = recursion(optimizer).optimizer
     optimizer.require_bound()
-    indices = [slot_index(optimizer, name) for name in slots]
+    indices = slot_indices(optimizer, slots)
     count = whole_number("steps", steps)
     checked = positive_semidefinite("hessian", hessian)
     d = checked.shape[0]

@@ -308,7 +308,7 @@ def test_what_is_wrong_is_named():
         reshuffling_law(heavy_ball(lr=0.1, momentum=0), problem, 2, method="expansion")
     with pytest.raises(InvalidRuleError, match="more than one gradient"):
         reshuffling_law(sam(lr=0.1, rho=0.1), problem, 2, method="expansion")
-    with pytest.raises(InvalidProblemError, match="unknown method"):
+    with pytest.raises(InvalidProblemError, match="method must be one of 'enumeration', 'expansion', got 'guess'"):
         reshuffling_law(sgd(lr=0.1), problem, 2, method="guess")
     with pytest.raises(InvalidProblemError, match="position"):
         reshuffling_law(sgd(lr=0.1), problem, 2, position=4)

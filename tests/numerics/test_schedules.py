@@ -110,7 +110,7 @@ def test_a_learning_rate_may_be_zero_in_a_phase_but_not_of_an_optimizer(zero):
         (lambda: Phase(2.5, lr=0.1), "at least 1, got 2.5"),
         (lambda: Schedule.cosine(-1, lr=0.1), "steps must be a whole number, at least 1, got -1"),
         (lambda: 0 * Schedule.constant(1, lr=0.1), "repetitions of a schedule"),
-        (lambda: Schedule.inverse_time(3, lr=0.1, timescale=0), "timescale must be positive, got 0"),
+        (lambda: Schedule.inverse_time(3, lr=0.1, timescale=0), "timescale must be a finite number greater than 0"),
         (lambda: Schedule.step_decay(3, lr=0.1, every=0), "every must be a whole number"),
     ],
 )

@@ -285,7 +285,7 @@ def test_a_phase_outside_the_domain_is_named():
         ({"record": [-1, 3]}, "a time in record must be a whole number, at least 0, got -1"),
         ({"record": [0.5]}, "a time in record must be a whole number"),
         ({"record": []}, "record must be a list of times"),
-        ({"record": 3}, "record must be a list of times"),
+        ({"record": 3}, "record must be a sequence, got 3"),
         ({"start": [[-1.0]]}, "start is not positive semidefinite"),
         ({"mean": [1.0, 2.0]}, "the mean at the start must have shape"),
         ({"optimum": [np.nan]}, "optimum must be finite"),
