@@ -294,7 +294,7 @@ def test_what_is_wrong_is_named():
         ({"snapshots": 0}, "snapshots"),
         ({"replicas": 1}, "replicas"),
         ({"problem": Quadratic([[1.0]], [[1.0]], [0.0])}, "epochs need examples"),
-        ({"optimizer": sgd(lr=1e-8)}, "after 999,999 steps"),
+        ({"optimizer": sgd(lr=1e-7)}, "after 999,999 steps"),
     ):
         with pytest.raises(InvalidProblemError, match=match):
             run(**changed)

@@ -109,7 +109,9 @@ def test_a_law_without_the_kink_fails(monkeypatch):
 def test_what_a_layer_refuses_is_in_its_row():
     (case,) = adversarial_cases(**QUICK, only=["sgd/unhinged"])
     row = adversarial_checks.run_adversarial_row(dataclasses.replace(case, optimizer=case.optimizer.replace(lr=50.0)))
-    assert row.refusal.startswith("UnstableError")
+    # The formula knows its own domain, and theory is asked first.
+    assert row.refusal.startswith("HyperparameterError: sgd.unhinged_covariance")
+    assert row.refusal.endswith("it needs h*lr < 2.")
     assert row.p_values == ()
     (line,) = table.adversarial_grid([row], 1e-5).rows
     assert line[-1] == "DIFFERS"
