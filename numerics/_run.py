@@ -146,8 +146,9 @@ class Run:
     def settle(self, law: Evolution, once: Evolution) -> None:
         """Go on from the periodic law of these phases, of which ``once`` is one period; with its error."""
         self.evolution = law
-        weights = np.concatenate(diagonals(law.stacked([])), axis=1)[0]
-        self.errors.start = self.errors.noise[:, None, None] * weights
+        if self._noise.any():  # else no pair is asked for, and the law is 0
+            weights = np.concatenate(diagonals(law.stacked([])), axis=1)[0]
+            self.errors.start = self.errors.noise[:, None, None] * weights
         segments, m = self._segments(()), self.evolution.power.hi.shape[1:]
         length = max(1, min(len(segments), _PART // (m[0] * m[1]) ** 2))
         for first in range(0, len(segments), length):

@@ -246,3 +246,10 @@ def test_noise_along_flat_directions_grows_without_end():
     assert law.error <= 1e-7
     with pytest.raises(NonStationaryError, match="random walk"):
         periodic_covariance(sgd(lr=0.5), Schedule([Phase(2), Phase(1, lr=0.25)]), hessian, np.eye(15))
+
+
+def test_a_period_without_noise_has_the_law_0():
+    period = Schedule([Phase(1, lr=0.1), Phase(3, lr=0.025)])
+    law = periodic_covariance(heavy_ball(lr=0.1, momentum=0.9), period, [[1.0, 0.2], [0.2, 0.5]], np.zeros((2, 2)))
+    assert not law.covariance.any()
+    assert [part.error for part in law.laws] == [0.0, 0.0]
