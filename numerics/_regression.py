@@ -24,7 +24,7 @@ from ..errors import AccuracyWarning
 from ._data_directions import EPS, factor_directions, scaled_qr
 from ._doubledouble import split
 
-__all__ = ["Regression", "solve_regression"]
+__all__ = ["Pair", "Regression", "defect", "solve_regression"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -81,16 +81,18 @@ def solve_regression(X: Array, y: Array, alpha: float = 0.0) -> Regression:
         )
     w = np.empty(d)
     w[order] = z / scales[order] * unit
+    if count == d and not alpha:
+        residual = np.zeros(count)  # as many independent rows as unknowns: met by all, whatever rounding leaves
     return Regression(w, residual[:count] * unit, error)
 
 
 def _refined(b: Array, y: Array, q: Array, r: Array) -> tuple[Array, Array, float]:
     """The solution of the augmented system, its residuals, and the last change relative to the solution."""
-    z, rest = _Pair.zeros(b.shape[1]), _Pair.zeros(len(y))
+    z, rest = Pair.zeros(b.shape[1]), Pair.zeros(len(y))
     last = np.inf
     for _ in range(_REFINEMENTS):
-        first = _defect(b, z, _Pair.of(y), rest)  # y - r - B z
-        second = _defect(b.T, rest, _Pair.zeros(b.shape[1]), _Pair.zeros(b.shape[1]))  # -B' r
+        first = defect(b, z, Pair.of(y), rest)  # y - r - B z
+        second = defect(b.T, rest, Pair.zeros(b.shape[1]), Pair.zeros(b.shape[1]))  # -B' r
         u = scipy.linalg.solve_triangular(r, second, trans=1, check_finite=False)
         along = q.T @ first
         step = scipy.linalg.solve_triangular(r, along - u, check_finite=False)
@@ -112,32 +114,33 @@ def _least_norm(X: Array, y: Array, alpha: float) -> Regression:
     # rows are U S: u_i' y s_i / (s_i^2 + alpha)
     along = (directions.rows[:, reached] / np.sqrt(h[reached])).T @ y
     w = directions.basis[:, reached] @ (along * (np.sqrt(h[reached]) / (h[reached] + alpha)))
-    return Regression(w, y - X @ w, float("nan"))
+    met = not alpha and np.count_nonzero(reached) == len(y)  # independent rows: rounding alone is left of residuals
+    return Regression(w, np.zeros(len(y)) if met else y - X @ w, float("nan"))
 
 
 @dataclass(frozen=True)
-class _Pair:
+class Pair:
     """A vector in twice the precision, the unevaluated sum of two."""
 
     hi: Array
     lo: Array
 
     @classmethod
-    def of(cls, a: Array) -> _Pair:
+    def of(cls, a: Array) -> Pair:
         return cls(a, np.zeros_like(a))
 
     @classmethod
-    def zeros(cls, size: int) -> _Pair:
+    def zeros(cls, size: int) -> Pair:
         return cls.of(np.zeros(size))
 
-    def plus(self, step: Array) -> _Pair:
+    def plus(self, step: Array) -> Pair:
         hi, error = _two_sum(self.hi, step)
         lo = self.lo + error
         total = hi + lo
-        return _Pair(total, lo - (total - hi))
+        return Pair(total, lo - (total - hi))
 
 
-def _defect(a: Array, x: _Pair, target: _Pair, taken: _Pair) -> Array:
+def defect(a: Array, x: Pair, target: Pair, taken: Pair) -> Array:
     """``target - taken - a @ x``, rounded once: every product and sum carries its own rounding error along."""
     out = np.empty(len(a))
     x_high, x_low = split(x.hi)

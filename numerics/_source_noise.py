@@ -41,6 +41,8 @@ class Examples(Protocol):
 
     def _noise_factor(self, w: Array, rows: Array) -> Array: ...
 
+    def _noise_terms(self, w: Array, rows: Array) -> Array: ...
+
     def _second_moment(self, rows: Array, spread: Array) -> Array: ...
 
 
@@ -68,7 +70,10 @@ class DataNoise:
         rows = self.rows(directions)
         factor = np.sqrt(self.factor) * self.examples._noise_factor(weights, rows)
         lengths = np.linalg.norm(factor, axis=0)
-        out = _in_units(factor.T @ factor, self.row_errors(directions) * lengths, lengths)
+        # What is the same for all examples is taken out of the factor, but its rounding stays; none is made of one.
+        terms = np.sqrt(self.factor) * self.examples._noise_terms(weights, rows) if len(factor) > 1 else factor
+        sizes = np.linalg.norm(terms, axis=0)
+        out = _in_units(factor.T @ factor, self.row_errors(directions) * sizes, lengths)
         if self.additive is None:
             return out
         return _sum(out, rotated_noise(self.additive, directions, problem.root))

@@ -32,6 +32,7 @@ from ..theory import Optimizer, recursion
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size, draw_batches
 from ._curvature_spread import LARGEST_TABLE, CurvatureSpread, curvature_spread
+from ._noise_rounding import minimiser_rounding, outer_errors, unit_of_sums
 from .noise import Draw, GradientNoise
 from .problems import LeastSquares
 
@@ -91,34 +92,40 @@ class CorruptedInputs(GradientNoise):
         """The covariance of a batch's mean gradient at given weights."""
         X, (m2, m3, _) = self.problem.X, self.moments
         s = X @ weights - self.problem.y
-        carried = m2 * weights
-        means = s[:, None] * X + carried
+        means = s[:, None] * X + m2 * weights
         centred = means - means.mean(axis=0)
-        between = centred.T @ centred
-        tau = m2 @ weights**2
-        within = X.T @ (tau[:, None] * X) + carried.T @ carried
-        within += _doubled(X.T @ (s[:, None] * carried + m3 * weights**2))
-        diagonal = s**2 @ m2 + 2.0 * (s @ m3) * weights + tau @ m2 + self._excess * weights**2
-        within[np.diag_indices_from(within)] += diagonal
-        return self._mixed(between, within)
+        return self._mixed(centred.T @ centred, _within(X, s, weights, (m2, m3), self._excess))
 
     def multiplicative(self, spread: Array) -> Array:
         """What the spread of the weights adds to it."""
         X, (m2, m3, _) = self.problem.X, self.moments
-        variances = np.diagonal(spread)
-        moved = X @ spread
-        forms = np.einsum("ni,ni->n", moved, X)
-        carried = _doubled(X.T @ (m2 * moved)) + spread * self._products
         if self.dim <= LARGEST_TABLE:
             between = self._curvature_spread(spread) * len(X)
         else:
-            mean = self._mean_curvature
-            between = X.T @ (forms[:, None] * X) + carried - len(X) * (mean @ spread @ mean)
-        tau = m2 @ variances
-        within = X.T @ (tau[:, None] * X) + carried + _doubled((X.T @ m3) * variances)
-        diagonal = forms @ m2 + 2.0 * np.einsum("ni,ni->i", m3, moved) + tau @ m2 + self._excess * variances
-        within[np.diag_indices_from(within)] += diagonal
-        return self._mixed(between, within)
+            between = _between_spread(X, spread, m2)
+            between -= len(X) * (self._mean_curvature @ spread @ self._mean_curvature)
+        return self._mixed(between, _within_spread(X, spread, (m2, m3), self._excess))
+
+    def rounding(self, mean: Array, spread: Array) -> Array:
+        """Bounds on the errors of the entries of ``covariance(mean, spread)``: every term with the size it has."""
+        X, y, w = np.abs(self.problem.X), np.abs(self.problem.y), np.abs(mean)
+        m2, m3, m4 = (np.abs(m) for m in self.moments)
+        excess = np.sum(m4 + 3.0 * m2**2, axis=0)
+        unit, curvature = unit_of_sums(*X.shape), X.T @ X / len(X) + np.diag(m2.mean(axis=0) + self.problem.l2)
+        dw = unit * w + minimiser_rounding(self.hessian, unit * (curvature @ w + X.T @ y / len(X)))
+        s = self.problem.X @ mean - self.problem.y
+        ds = unit * (X @ w + y) + X @ dw
+        means = s[:, None] * self.problem.X + self.moments[0] * mean
+        errors = ds[:, None] * X + m2 * dw + unit * (np.abs(s)[:, None] * X + m2 * w)
+        between = outer_errors(means - means.mean(axis=0), errors + errors.mean(axis=0))
+        # What a polynomial with positive coefficients gains if its arguments grow by their errors.
+        sizes = _within(X, np.abs(s), w, (m2, m3), excess)
+        grown = _within(X, np.abs(s) + ds, w + dw, (m2, m3), excess)
+        within = grown - sizes + unit * grown
+        absolute = np.abs(spread)
+        within += unit * _within_spread(X, absolute, (m2, m3), excess)
+        between += unit * (_between_spread(X, absolute, m2) + len(X) * (curvature @ absolute @ curvature))
+        return self._mixed(between if len(X) > 1 else 0.0 * between, within)  # one example does not differ from itself
 
     def _mixed(self, between: Array, within: Array) -> Array:
         """The covariance of a batch from sums over the examples."""
@@ -143,11 +150,6 @@ class CorruptedInputs(GradientNoise):
         """The mean Hessian without the weight decay of the loss, which is the same for all."""
         X, (m2, _, _) = self.problem.X, self.moments
         return np.asarray(X.T @ X / len(X) + np.diag(m2.mean(axis=0)))
-
-    @cached_property
-    def _products(self) -> Array:
-        m2 = self.moments[0]
-        return np.asarray(m2.T @ m2)
 
     @cached_property
     def _excess(self) -> Array:
@@ -420,6 +422,36 @@ def langevin_noise(optimizer: Optimizer, dim: int, inverse_temperature: float) -
             f"does not hold; rescale the loss"
         )
     return np.asarray(strength * np.eye(_arrays.whole_number("dim", dim, least=1, most=LARGEST_DIM)))
+
+
+def _within(X: Array, s: Array, weights: Array, moments: tuple[Array, Array], excess: Array) -> Array:
+    """The sum over the examples of the covariance that corruption makes at given weights, s the residuals."""
+    (m2, m3), carried = moments, moments[0] * weights
+    tau = m2 @ weights**2
+    out = X.T @ (tau[:, None] * X) + carried.T @ carried
+    out += _doubled(X.T @ (s[:, None] * carried + m3 * weights**2))
+    out[np.diag_indices_from(out)] += s**2 @ m2 + 2.0 * (s @ m3) * weights + tau @ m2 + excess * weights**2
+    return out
+
+
+def _within_spread(X: Array, spread: Array, moments: tuple[Array, Array], excess: Array) -> Array:
+    """What a spread of the weights adds to that."""
+    (m2, m3), moved, variances = moments, X @ spread, np.diagonal(spread)
+    tau, forms = m2 @ variances, np.einsum("ni,ni->n", moved, X)
+    out = X.T @ (tau[:, None] * X) + _carried(X, spread, m2) + _doubled((X.T @ m3) * variances)
+    diagonal = forms @ m2 + 2.0 * np.einsum("ni,ni->i", m3, moved) + tau @ m2 + excess * variances
+    out[np.diag_indices_from(out)] += diagonal
+    return np.asarray(out)
+
+
+def _between_spread(X: Array, spread: Array, m2: Array) -> Array:
+    """The sum over the examples of ``H_n spread H_n``, H_n their Hessians averaged over the corruptions."""
+    forms = np.einsum("ni,ni->n", X @ spread, X)
+    return np.asarray(X.T @ (forms[:, None] * X) + _carried(X, spread, m2))
+
+
+def _carried(X: Array, spread: Array, m2: Array) -> Array:
+    return np.asarray(_doubled(X.T @ (m2 * (X @ spread))) + spread * (m2.T @ m2))
 
 
 def _doubled(a: Array) -> Array:

@@ -285,12 +285,22 @@ def _settle(
     settled = feedback.solve(gain, at_mean.rotated_noise[inner])
     spread = np.zeros_like(at_mean.rotated_noise)
     spread[inner] = gain * settled
-    added = noise.multiplicative(at_mean.leave(at_mean.directions.rotate_back(spread)))
+    spread_of_weights = at_mean.leave(at_mean.directions.rotate_back(spread))
+    added = noise.multiplicative(spread_of_weights)
     total = at_mean.with_noise(at_mean.noise + added)
-    known = at_mean.scaled_noise if data is not None else total.scaled_noise
+    known = at_mean.scaled_noise if data is not None else _summed(total, noise.rounding(mean, spread_of_weights))
     problem = total.with_noise(total.noise, _settled_noise(feedback, gain, settled, total, known, data))
     problem.check()
     return problem
+
+
+def _summed(problem: Problem, rounding: Array) -> RotatedNoise:
+    """The noise of a problem in the eigenbasis where its entries are known as well as this in the caller's."""
+    base, root, basis = problem.scaled_noise, problem.root, problem.directions.basis
+    for turn in (root if root is None or root.ndim == 2 else np.diag(root), basis):
+        if turn is not None:
+            rounding = np.abs(turn.T) @ rounding @ np.abs(turn)
+    return replace(base, error=base.error + np.ldexp(rounding, -base.exponent))
 
 
 def _settled_noise(

@@ -23,6 +23,7 @@ from ..errors import InvalidProblemError
 from . import _arrays
 from ._batches import batch_factor, checked_batch_size, draw_batches
 from ._curvature_spread import LARGEST_TABLE, CurvatureSpread, curvature_spread
+from ._noise_rounding import examples_rounding, outer_errors, unit_of_sums
 from ._result import Frozen
 from .problems import LeastSquares
 from .quadratic_examples import QuadraticExamples
@@ -84,6 +85,19 @@ class GradientNoise(Frozen, ABC):
         ndarray, shape (d, d)
             Exactly symmetric; positive semidefinite where ``spread`` is.
         """
+
+    def rounding(self, mean: Array, spread: Array) -> Array:
+        """Bounds on the errors of the entries of ``covariance(mean, spread)``, shape (d, d).
+
+        Here those of a sum in which nothing cancels but between its entries; a noise whose terms do says so itself.
+
+        Parameters
+        ----------
+        mean : ndarray, shape (d,)
+        spread : ndarray, shape (d, d)
+        """
+        roots = np.sqrt(np.maximum(np.diagonal(self.at(mean) + self.multiplicative(spread)), 0.0))
+        return np.asarray(unit_of_sums(1, self.dim) * np.outer(roots, roots))
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, count: int) -> Draw:
@@ -228,6 +242,12 @@ class MinibatchNoise(GradientNoise):
             centred = (hessians[:1] if hessians.strides[0] == 0 else hessians) - self._gram
             second = np.mean(centred @ spread @ centred, axis=0)
         return _symmetrised(second) * self.factor
+
+    def rounding(self, mean: Array, spread: Array) -> Array:
+        """Bounds on the errors of the entries of ``covariance(mean, spread)``, shape (d, d)."""
+        if isinstance(self.problem, LeastSquares):
+            return super().rounding(mean, spread)  # laws use the factors of its data instead
+        return examples_rounding(self.problem, mean, spread) * self.factor
 
     @cached_property
     def _curvature_spread(self) -> CurvatureSpread:
@@ -386,6 +406,17 @@ class GaussianMinibatchNoise(GradientNoise):
         A = self.input_covariance
         return _symmetrised(A @ spread @ A + float(np.vdot(A, spread)) * A) / self.batch_size
 
+    def rounding(self, mean: Array, spread: Array) -> Array:
+        """Bounds on the errors of the entries of ``covariance(mean, spread)``, shape (d, d)."""
+        A = np.abs(self.input_covariance)
+        unit, gap = unit_of_sums(1, self.dim), mean - self.centre
+        moved = unit * (np.abs(mean) + np.abs(self.centre)) if gap.any() else np.zeros(self.dim)
+        along, reach = np.abs(self.input_covariance @ gap), A @ (np.abs(gap) + moved)
+        lost = A @ moved + unit * reach
+        risk = 2.0 * float(moved @ reach) + unit * (float((np.abs(gap) + moved) @ reach) + self.noise_std**2)
+        feedback = A @ np.abs(spread) @ A + float(np.vdot(A, np.abs(spread))) * A
+        return np.asarray((outer_errors(along[None], lost[None]) + risk * A + unit * feedback) / self.batch_size)
+
     @cached_property
     def _root(self) -> Array:
         """A factor R with R R' = A."""
@@ -434,6 +465,10 @@ class WithAdditive(GradientNoise):
     def at(self, weights: Array) -> Array:
         """The sum of both."""
         return self.base.at(weights) + self.additive
+
+    def rounding(self, mean: Array, spread: Array) -> Array:
+        """That of the noise below, and of the sum."""
+        return self.base.rounding(mean, spread) + unit_of_sums(1, self.dim) * np.abs(self.additive)
 
     def multiplicative(self, spread: Array) -> Array:
         """That of the noise below: what is added does not depend on the weights."""

@@ -246,6 +246,12 @@ class LeastSquares(Frozen):
         scaled = -self._residual(w)[:, None] * rows
         return np.asarray(scaled - scaled.mean(axis=0))
 
+    def _noise_terms(self, w: Array, rows: Array) -> Array:
+        """The sizes of the terms of which the factor is the sum, in whose rounding it is known."""
+        at_optimum = np.array_equal(w, self.optimum)
+        sizes = np.abs(self._residual(w)) if at_optimum else np.abs(self.y) + np.abs(self.X) @ np.abs(w)
+        return np.asarray(sizes[:, None] * np.abs(rows))
+
     def _second_moment(self, rows: Array, spread: Array) -> Array:
         """The mean over examples of ``H_n spread H_n``, H_n their Hessians without decay, in the basis of ``rows``."""
         forms = np.einsum("ni,ni->n", rows @ spread, rows)

@@ -8,6 +8,7 @@ Least squares is the special case of rank one, :math:`H_n = x_n x_n^\top`, :math
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -21,6 +22,7 @@ from . import _arrays
 from ._batches import batch_factor, checked_batch_size
 from ._data_directions import column_scales, gram_factor, gram_matrix
 from ._provenance import NoiseCovariance
+from ._regression import Pair, defect
 from ._result import Frozen
 from ._weights import checked_weights
 from .problems import Quadratic
@@ -113,7 +115,11 @@ class QuadraticExamples(Frozen):
         if factor is not None:  # definite, whatever the units of the coordinates: none of them is left out
             scales = column_scales(factor)
             definite = scipy.linalg.cho_factor(self.hessian / scales / scales[:, None], check_finite=False)
-            return _frozen(-scipy.linalg.cho_solve(definite, slope / scales, check_finite=False) / scales)
+
+            def solve(b: Array) -> Array:
+                return np.asarray(scipy.linalg.cho_solve(definite, b / scales, check_finite=False) / scales)
+
+            return _frozen(self._refined(-solve(slope), solve))
         h, basis = scipy.linalg.eigh(self.hessian)
         along = basis.T @ slope
         curved = h > h.size * np.finfo(np.float64).eps * max(abs(h[0]), abs(h[-1]))
@@ -125,6 +131,24 @@ class QuadraticExamples(Frozen):
                 f"(rounding explains at most {level:.3g})"
             )
         return _frozen(-(basis[:, curved] @ (along[curved] / h[curved])))
+
+    def _refined(self, w: Array, solve: Callable[[Array], Array]) -> Array:
+        """A minimiser to its last bits, so that gradients that vanish at it do: from slopes in twice the precision."""
+        if self.hessians.strides[0] == 0:
+            return w
+        count, d = self.gradients.shape
+        rows = np.concatenate([self.hessians.transpose(1, 0, 2).reshape(d, count * d), self.gradients.T], axis=1)
+        zero, last = Pair.zeros(d), np.inf
+        found = Pair.of(w)
+        for _ in range(4):
+            high, low = (np.concatenate([np.tile(a, count), np.full(count, b)]) for a, b in (
+                (found.hi, 1.0), (found.lo, 0.0)))  # fmt: skip
+            step = solve(defect(rows, Pair(high, low), zero, zero) / count)
+            size = float(np.max(np.abs(step), initial=0.0))
+            if not 0.0 < size < 0.5 * last:
+                break
+            found, last = found.plus(step), size
+        return found.hi
 
     def loss(self, w: ArrayLike) -> Array:
         """The mean loss over all examples, 0 at w = 0.

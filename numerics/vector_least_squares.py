@@ -158,6 +158,12 @@ class VectorLeastSquares(Frozen):
         scaled = (-self._residual(w)[:, None] * rows).reshape(*self.y.shape, -1).sum(axis=1)
         return np.asarray(scaled - scaled.mean(axis=0))
 
+    def _noise_terms(self, w: Array, rows: Array) -> Array:
+        """The sizes of the terms of which the factor is the sum, in whose rounding it is known."""
+        at_optimum = np.array_equal(w, self.optimum)
+        sizes = np.abs(self._residual(w)) if at_optimum else np.abs(self.y.ravel()) + np.abs(self._rows) @ np.abs(w)
+        return np.asarray((sizes[:, None] * np.abs(rows)).reshape(*self.y.shape, -1).sum(axis=1))
+
     def _second_moment(self, rows: Array, spread: Array) -> Array:
         """The mean over examples of ``H_n spread H_n``: see `LeastSquares`."""
         each = rows.reshape(*self.y.shape, -1)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+from fractions import Fraction
 from itertools import permutations, product
 
+import mpmath
 import numpy as np
 import pytest
 
-from sgdcov.errors import HyperparameterError, InvalidProblemError
+from sgdcov.errors import AccuracyWarning, HyperparameterError, InvalidProblemError
 from sgdcov.numerics import (
     DropoutNoise,
+    GaussianMinibatchNoise,
     InputNoise,
     LeastSquares,
     MinibatchNoise,
+    QuadraticExamples,
     langevin_noise,
     stationary_covariance,
 )
@@ -201,3 +206,75 @@ def test_bad_input_is_named(call, says):
 def test_langevin_noise_needs_a_learning_rate():
     with pytest.raises(HyperparameterError, match="has none bound"):
         langevin_noise(sgd(), 2, 1.0)
+
+
+def exact_gradient_covariance(noise):
+    """At the minimiser, of every corrupted batch, in 60 digits and from the doubles of X, y, l2 and q as they are."""
+    (x,), (target,) = noise.problem.X[0].tolist(), noise.problem.y.tolist()
+    with mpmath.workdps(60):
+        q, x, target, l2 = (mpmath.mpf(float(v)) for v in (noise.rate, x, target, noise.problem.l2))
+        seen = x / (1 - q)
+        hessian = (1 - q) * seen**2 + l2
+        w = (1 - q) * seen * target / hessian
+        kept, dropped = seen * (seen * w - target) + l2 * w, l2 * w
+        return hessian, q * (1 - q) * (kept - dropped) ** 2
+
+
+@pytest.mark.parametrize(
+    ("x", "rate", "most"), [(-2.5, 0.2, 1e-9), (10.0, 0.2, 1e-6), (30.0, 0.001, 1e-5), (2000.0, 0.2, np.inf)]
+)
+def test_near_interpolation_the_law_is_known_as_well_as_it_says(x, rate, most):
+    """One step of plain SGD on one example: the gradients at the minimiser cancel, and the rounding of that counts."""
+    noise, lr = DropoutNoise(LeastSquares([[x]], [0.7], l2=0.2), rate=rate, batch_size=1), 0.3 / x**2
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", AccuracyWarning)
+        law = stationary_covariance(sgd(lr=lr), noise.hessian, noise)
+    assert bool(warned) == (law.error > 1e-6)
+    hessian, push = exact_gradient_covariance(noise)
+    with mpmath.workdps(60):
+        q, lr = mpmath.mpf(rate), mpmath.mpf(lr)
+        spread = q * (1 - q) * (mpmath.mpf(x) / (1 - q)) ** 4
+        exact = lr * push / (2 * hessian - lr * (hessian**2 + spread))
+        true = float(abs(mpmath.mpf(float(law.value[0, 0])) - exact) / exact)
+    assert true <= law.error <= most
+
+
+@pytest.mark.parametrize("build", ["examples", "gaussian", "input"])
+def test_every_source_bounds_the_rounding_of_its_covariance(build):
+    """Against fractions: of gradients that are large beside what they differ by."""
+    if build == "gaussian":
+        noise, w = GaussianMinibatchNoise([[3.7]], 1e-9, 1, [1.0 / 3]), 1.0 / 3 + 1e-9
+        gap = Fraction(w) - Fraction(1.0 / 3)
+        exact = 2 * (Fraction(3.7) * gap) ** 2 + Fraction(1e-9) ** 2 * Fraction(3.7)
+    elif build == "input":
+        noise, w = InputNoise(LeastSquares([[1.0]], [0.3]), 0.5, 1), 0.3
+        f, m = Fraction(w), Fraction(1, 4)
+        s = f - Fraction(0.3)
+        exact = s**2 * m + 2 * s * m * f + m * f**2 + 2 * m**2 * f**2
+    else:
+        hessians, gradients, w = [1.0, 1.0 + 2.0**-20], [0.3, 0.7 / 3], 1e6 / 3
+        noise = MinibatchNoise(QuadraticExamples(np.reshape(hessians, (2, 1, 1)), np.reshape(gradients, (2, 1))), 1)
+        parts = [Fraction(h) * Fraction(w) + Fraction(r) for h, r in zip(hessians, gradients, strict=True)]
+        exact = (parts[0] - parts[1]) ** 2 / 4
+    off = abs(Fraction(float(noise.covariance(mean=[w])[0, 0])) - exact)
+    bound = noise.rounding(np.array([w]), np.zeros((1, 1)))[0, 0]
+    assert float(off) <= bound <= 1e-5 * float(exact)
+
+
+@pytest.mark.parametrize(("X", "y"), [([[1.0, 0.3], [0.7, -1.1]], [0.3, 1.7]), ([[1.0, 0.3, 0.1]], [0.7])])
+def test_independent_examples_are_met_exactly_and_have_no_noise(X, y):
+    noise = MinibatchNoise(LeastSquares(X, y), 1)
+    law = stationary_covariance(sgd(lr=0.1), noise.hessian, noise)
+    assert not law.value.any()
+    assert law.error == 0.0
+
+
+def test_examples_that_one_point_satisfies_have_no_noise():
+    """Three rank-one curvatures with the common minimiser (1, 2), whose mean has thirds in it."""
+    rows = np.array([[1.0, 1.0], [1.0, -2.0], [3.0, 0.5]])
+    hessians = rows[:, :, None] * rows[:, None, :]
+    noise = MinibatchNoise(QuadraticExamples(hessians, -hessians @ [1.0, 2.0]), 1)
+    law = stationary_covariance(sgd(lr=0.05), noise.hessian, noise)
+    assert np.array_equal(noise.optimum, [1.0, 2.0])
+    assert not law.value.any()
+    assert law.error == 0.0
