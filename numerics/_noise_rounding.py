@@ -1,6 +1,6 @@
 r"""How well a covariance of gradients is known that is summed in the caller's coordinates, entry by entry.
 
-Near interpolation the gradients at the minimiser are what is left of terms that cancel.  A minimiser in double precision
+Near interpolation the gradients at the minimiser are what is left of terms that cancel.  A minimiser in doubles
 is wrong by at most :math:`|H^{-1}|\,\gamma\,(|H|\,|w| + |r|)`, the sizes those of the sums' terms, and every sum by
 :math:`\gamma` of the sizes of its terms.
 """
