@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._forward_error import LARGEST_THETA, HessianError, Responses, frobenius
+from ._margins import characteristic
 from ._problem import Problem
 from ._spectral_law import relative_error
 
@@ -73,7 +74,8 @@ def cancelled(problem: Problem, value: Array, terms: Array) -> float:
     r"""What the rounding of double-double leaves of a sum that cancels, from the sums of the sizes of its terms.
 
     The power of a rotation by t steps is wrong by t roundings, and so is each of the two factors of a covariance by as
-    many as the mode is remembered; a slow mode that does not turn is doubled by what it changes, and loses none.
+    many as the mode is remembered.  A slow mode that does not turn is doubled by what it changes, and loses what the
+    entries of D do not tell of it: the condition of D, entry by entry.
     """
     responses, moving = problem.responses, problem.directions.moving
     if not moving.size:
@@ -82,9 +84,35 @@ def cancelled(problem: Problem, value: Array, terms: Array) -> float:
     lengths = 1.0 / np.maximum(1.0 - np.abs(1.0 + shifts), 2.0**-52)
     memory, m = np.ones(value.shape[0]), len(responses.units)
     memory[moving] = np.max(np.where(np.abs(shifts) > 0.25, lengths, 1.0), axis=1)
-    doubt = m * 2.0**-100 * np.outer(memory, memory) * terms
+    hidden = np.zeros(value.shape[0])
+    hidden[moving] = _condition(problem)
+    doubt = m * 2.0**-100 * (np.outer(memory, memory) + hidden + hidden[:, None]) * terms
+    if m * 2.0**-100 * np.max(hidden) > LARGEST_THETA and np.any(value):
+        return float("inf")  # of first order only
     size = frobenius(value)
     return frobenius(doubt) / size if size else 0.0
+
+
+def _condition(problem: Problem) -> Array:
+    r"""The spectral radius of :math:`|D^{-1}|\,|D|` for every direction that moves: no units of the slots count.
+
+    With two copies of the weights D is nearly singular, and the curvature that makes it not is beside far larger
+    numbers; the determinant is known exactly.
+    """
+    moving, increments = problem.directions.moving, problem.responses.increments
+    d, m = np.abs(increments[moving]), increments.shape[-1]
+    if m == 1:
+        return np.ones(len(d))
+    ends = [np.ldexp(*c(problem.directions.eigenvalues[moving])) for c in characteristic(problem.optimizer)[::m]]
+    minors = np.empty_like(d)
+    for p, q in itertools.product(range(m), repeat=2):
+        kept = np.ix_(np.arange(len(d)), np.delete(np.arange(m), q), np.delete(np.arange(m), p))
+        minors[:, p, q] = np.abs(np.linalg.det(increments[moving][kept]))
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        products = minors @ d * np.abs(ends[0] / ends[1])[:, None, None]
+    usable = np.isfinite(products).all(axis=(1, 2))
+    radii = np.max(np.abs(np.linalg.eigvals(np.where(usable[:, None, None], products, 0.0))), axis=1)
+    return np.asarray(np.where(usable, radii, np.inf))
 
 
 def _change(

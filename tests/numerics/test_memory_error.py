@@ -8,7 +8,7 @@ import pytest
 
 from sgdcov.errors import AccuracyWarning
 from sgdcov.numerics import EpochNoise, autocovariance, average_covariance, stationary_covariance
-from sgdcov.theory import heavy_ball, nesterov, sgd
+from sgdcov.theory import heavy_ball, nesterov, polyak, sgd
 from tests.support import high_precision
 
 EPS = np.finfo(float).eps
@@ -98,3 +98,17 @@ def test_what_double_double_cannot_hold_is_in_the_error():
 def test_without_noise_nothing_is_wrong():
     for method in ("spectral", "doubling", "kronecker"):
         assert stationary_covariance(sgd(lr=0.1), [[1.0]], [[0.0]], method=method).error == 0
+
+
+@pytest.mark.parametrize("curvature", [1.1245570822409794e-18, 1e-14])
+def test_a_curvature_lost_beside_two_copies_of_the_weights_counts(curvature):
+    """lr h = 3e-22 beside the momentum has ten digits in double-double; with SGD's one slot it has all of them."""
+    optimizer, hessian, noise = polyak(lr=0.0002603201419074038, momentum=0.99), np.array([[curvature]]), np.eye(1)
+    for value, exact in (
+        (autocovariance(optimizer, hessian, noise, 7), high_precision.autocovariance(optimizer, hessian, noise, 7)),
+        (
+            average_covariance(optimizer, hessian, noise, 5),
+            high_precision.average_covariance(optimizer, hessian, noise, 5),
+        ),
+    ):
+        assert high_precision.relative_error(value, exact) <= value.error <= 1e-6
