@@ -69,6 +69,10 @@ class ReshufflingLaw(SlotLaw):
     method : str
     spectral_radius : float or None
         Of the second moments, over an epoch; below 1.  None for the expansion.
+    error : None
+        No bound on the forward error is known.  The enumeration rounds products of an epoch's maps and solves for the
+        moments that an epoch keeps, whose condition is at least ``1 / (1 - spectral_radius)``; what the expansion
+        leaves out, linear in the learning rate, is much more than rounding.
     """
 
     value: Array
@@ -82,6 +86,7 @@ class ReshufflingLaw(SlotLaw):
     _optimum: Array = field(repr=False)
     _means: Array = field(repr=False)
     _solve_block: Callable[[int, int], Array] = field(repr=False)
+    error: None = None
 
     def __repr__(self) -> str:
         return (

@@ -90,7 +90,7 @@ def law(case, result, exact, slack, *, hessian=None, value=None):
     error = float(error)
     require(error >= 0, f"error = {error}")
     if error > ANNOUNCED:
-        require(any(w == "AccuracyWarning" for w in case.warned) or not hasattr(result, "error"),
+        require(any(w == "AccuracyWarning" for w in case.warned) or getattr(result, "error", None) is None,
                 f"error = {error:.3g} without an AccuracyWarning")  # fmt: skip
         if not np.isfinite(error):
             return
