@@ -200,6 +200,7 @@ def epoch_average_covariance(optimizer: Optimizer, hessian: ArrayLike, noise: Ep
     return BoundedArray(in_doubles(problem.directions.rotate_back(mean), exponent), error)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # where a bound overflows there is none
 def _epoch_error(problem: Problem, noise: EpochNoise, law: Array, c: Array, window: int = 0) -> float:
     r"""The bound for a law of shuffled epochs in the eigenbasis and units, or for that of a mean over a window.
 
