@@ -13,6 +13,8 @@ from tests.fuzz import oracle as o
 from tests.fuzz import oracle_data as data
 from tests.fuzz.draw import Draw
 
+PARTS, EACH = 3, 250
+
 
 @pytest.fixture(autouse=True)
 def digits():
@@ -165,3 +167,10 @@ def test_every_public_name_is_in_the_table():
 def test_a_problem_follows_from_its_seed_and_index():
     first, second = Draw(3, 40), Draw(3, 40)
     assert (first.specs, first.rng.random()) == (second.specs, second.rng.random())
+
+
+@pytest.mark.early
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_slice_finds_nothing(part, python):
+    result = python("-m", "tests.fuzz", "--first", part * EACH, "--count", EACH, "--workers", 1)
+    assert result.returncode == 0, result.stdout + result.stderr
