@@ -31,16 +31,13 @@ from ._problem import Problem
 from ._settled import moving_responses, settled
 from ._slot_law import slot_index
 from ._spectral_law import CAUSE, in_doubles
-from .epochs import EpochNoise, epoch_average_covariance
+from .epochs import LARGEST_WINDOW, EpochNoise, epoch_average_covariance
 from .mean_square import additive_problem
 from .noise import GradientNoise
 
 __all__ = ["autocorrelation_time", "autocovariance", "average_covariance"]
 
 Array: TypeAlias = NDArray[np.float64]
-
-#: Its square, by which a sum of covariances is divided, is a double.
-LARGEST_WINDOW = 10**150
 
 
 def autocovariance(
@@ -60,7 +57,7 @@ def autocovariance(
     hessian, noise : array_like, shape (d, d)
         H and C as for `stationary_covariance`.
     lag : int
-        s, at least 0.
+        s, from 0 to 10^150.
     slots : pair of str
         ``(a, b)``: slot a, s steps later than slot b.
 
@@ -88,7 +85,7 @@ def autocovariance(
     if len(named) != 2:
         raise InvalidProblemError(f"slots must be the names of two slots, got {shown(slots)}")
     a, b = (slot_index(problem.optimizer, name) for name in named)
-    count = whole_number("lag", lag)
+    count = whole_number("lag", lag, most=LARGEST_WINDOW)
     law, steps = settled(problem)
     power = still(len(problem.optimizer.rule.slots), law.power.hi.shape[2]).power
     if count:

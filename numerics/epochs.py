@@ -54,6 +54,9 @@ __all__ = [
 ]
 
 Array: TypeAlias = NDArray[np.float64]
+
+#: The longest average, or lag: its square, by which a sum of covariances is divided, is a double.
+LARGEST_WINDOW = 10**150
 Position: TypeAlias = int | Literal["average"]
 
 
@@ -182,7 +185,7 @@ def epoch_average_covariance(optimizer: Optimizer, hessian: ArrayLike, noise: Ep
     whole epochs are then steps of their own.
     """
     problem = make_problem(optimizer, hessian, noise.noise, None)
-    count = whole_number("window", window, least=1)
+    count = whole_number("window", window, least=1, most=LARGEST_WINDOW)
     _, law, c = _start_of_epoch(problem, noise)
     steps = _correlated(noise)
     one = epoch_steps(problem.responses, summed=True)
