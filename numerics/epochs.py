@@ -43,6 +43,7 @@ from ._slot_law import SlotLaw
 from ._spectral_law import CAUSE, in_doubles, relative_error
 
 __all__ = [
+    "LARGEST_WINDOW",
     "EpochCovariance",
     "EpochNoise",
     "Position",
@@ -57,6 +58,7 @@ Array: TypeAlias = NDArray[np.float64]
 
 #: The longest average, or lag: its square, by which a sum of covariances is divided, is a double.
 LARGEST_WINDOW = 10**150
+
 Position: TypeAlias = int | Literal["average"]
 
 
