@@ -158,8 +158,9 @@ def trajectory(
     array([4.5, 6. , 2. ])
     """
     bound = _bind(optimizer, schedule)
-    at_optimum = noise.covariance() if isinstance(noise, GradientNoise) else noise
-    problem = make_problem(bound[0][0], hessian, at_optimum, None)
+    # A source is asked for its noise at every step.
+    given = np.zeros_like(noise.hessian) if isinstance(noise, GradientNoise) else noise
+    problem = make_problem(bound[0][0], hessian, given, None)
     directions = problem.directions
     h, d = directions.eigenvalues, directions.eigenvalues.size
     times = _times(record, schedule.steps, (0, *schedule.ends))

@@ -190,7 +190,8 @@ def _following(
 ) -> TransientCovariance:
     """The same under noise that depends on the weights."""
     target = optimum_of(noise, hessian, None, noise.dim)
-    problem = make_problem(optimizer, hessian, noise.covariance(), None)
+    # The noise is asked of its source at every step; at the optimum it may be 0, and negative by rounding.
+    problem = make_problem(optimizer, hessian, np.zeros_like(noise.hessian), None)
     law = initial_law(problem, start)
     centred = initial_mean(problem.optimizer, target if mean is None else mean, target, problem.directions)
     bound = ((problem.optimizer, count),)
