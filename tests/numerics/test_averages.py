@@ -179,7 +179,7 @@ def test_what_is_refused():
     one = [[1.0]]
     optimizer = heavy_ball(lr=0.1, momentum=0.5)
     for lag in (-1, 1.0, True):
-        with pytest.raises(InvalidProblemError, match=f"lag must be a whole number, at least 0, got {lag}"):
+        with pytest.raises(InvalidProblemError, match=rf"lag must be a whole number, from 0 to 1e\+150, got {lag}"):
             autocovariance(optimizer, one, one, lag)
     for window in (0, 2.5):
         with pytest.raises(InvalidProblemError, match=rf"window must be a whole number, from 1 to .*, got {window}"):
