@@ -18,7 +18,7 @@ from ..theory import Optimizer
 from ._forgetting import Forgetting
 from ._fourth_moment import FourthMoment, fourth_moment
 from ._gradients import GradientSource
-from ._runs import Run, Setup, check_count, check_engine, check_optimizer, check_slots, seed_of
+from ._runs import Run, Setup, check_count, check_engine, check_optimizer, check_slots, is_auto, seed_of
 from ._shuffled import loaded_gradients, shuffled_gradients
 from ._tensors import checked_device
 from .stationary import LARGEST_AUTOMATIC_BURN_IN, SNAPSHOT_SHARE, TRANSIENT_FRACTION
@@ -89,10 +89,11 @@ class EpochSetup:
     def plan(self, epochs: int | str, snapshots: int) -> Plan:
         """How many epochs to burn in, and how far apart those measured are."""
         check_count("snapshots", snapshots, 1)
+        soon = is_auto("epochs", epochs, 1)
         forgetting = self._forgetting()
         most = max(1, LARGEST_AUTOMATIC_BURN_IN // self.count)
         error = float(np.sqrt(2.0 / (self.setup.replicas * snapshots)))
-        if epochs == "auto":
+        if soon:
             share = TRANSIENT_FRACTION * error
             if not self.common:
                 share = min(share, MEAN_FRACTION**2)
@@ -105,7 +106,6 @@ class EpochSetup:
                 )
             first = burn_in if self.common else 2 * burn_in
         else:
-            check_count("epochs", epochs, 1)
             first = int(epochs)
         apart = forgetting.steps(SNAPSHOT_SHARE, most)
         return Plan(first, first if apart is None else apart, snapshots, forgetting.share(first) / error)

@@ -35,6 +35,7 @@ from ._runs import (
     check_engine,
     check_optimizer,
     check_slots,
+    is_auto,
     seed_of,
 )
 from ._starts import Start, begin
@@ -215,7 +216,8 @@ def measured(
     refuse_too_much(needed, f"{replicas:,} replicas of {tangent.flat.size:,} weights")
 
     known, transient = optimizer.rule.slots, 0.0
-    if steps == "auto":
+    soon = is_auto("steps", steps, 1)
+    if soon:
         if start is not None or mean is not None:
             raise InvalidProblemError("a start is for a number of steps; steps='auto' runs to the stationary law.")
         stationary_law(optimizer, source)  # refuses what has none
@@ -225,7 +227,6 @@ def measured(
         inside = [torch.tensor(part).repeat(replicas, 1) for part in np.split(fixed, len(known))]
         text, transient = "the stationary mean", forgetting.share(burn_in) / np.sqrt(2.0 / (replicas * count))
     else:
-        check_count("steps", steps, 1)
         burn_in, spacing, count = int(steps), 1, 1
         begun = begin(setup, start, mean, progress=False)
         if begun.burn_in:
@@ -249,7 +250,7 @@ def measured(
     advance(run, setup, total, take, progress=progress, snapshots=count)
     value, standard_error, average, mean_standard_error = moments(samples)
     factor, error, tolerance = _complement(tangent, optimizer, run, outside, total)
-    fourth = fourth_moment(optimizer, source, None if steps == "auto" else total)
+    fourth = fourth_moment(optimizer, source, None if soon else total)
     return LinearizedEstimate(
         value=value, standard_error=standard_error, mean=average, mean_standard_error=mean_standard_error,
         samples=Keeper().keep(samples), replicas=replicas, steps=total, burn_in=burn_in, spacing=spacing,

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import DivergenceError, HyperparameterError, InvalidProblemError, InvalidRuleError, NonStationaryError
 from ..numerics import Quadratic
-from ..numerics._arrays import flag, random_generator, shown, tuple_of, whole_number
+from ..numerics._arrays import choice, flag, random_generator, shown, tuple_of, whole_number
 from ..theory import Optimizer
 from ._draws import Gradient
 from ._forgetting import growth
@@ -32,6 +32,7 @@ __all__ = [
     "check_engine",
     "check_optimizer",
     "check_slots",
+    "is_auto",
     "read_slots",
     "seed_of",
     "set_up",
@@ -44,6 +45,8 @@ Engine = Literal["rule", "torch.optim"]
 TOO_SMALL_TO_SHARE = 32_768
 #: How often a run looks for iterates that left the finite numbers.
 STEPS_PER_CHECK = 256
+#: A count above it is a slip: so many of the quickest steps take a month.
+MOST = 10**12
 
 
 class RuleRun:
@@ -250,15 +253,22 @@ def seed_of(rng: np.random.Generator | int | None) -> int:
 
 
 def check_count(name: str, count: object, least: int) -> None:
-    """Refuse what is not an integer of at least ``least``."""
-    if whole_number(name, count, least=least) >= 2**62:
-        raise InvalidProblemError(f"{name} is beyond what a machine can count, got {shown(count)}.")
+    """Refuse what is not an integer from ``least`` to what anybody could wait for."""
+    if whole_number(name, count, least=least) > MOST:
+        whole_number(name, count, least=least, most=MOST)
 
 
-def check_engine(engine: object, known: Iterable[str]) -> None:
+def is_auto(name: str, count: object, least: int) -> bool:
+    """Whether a count is left to us; refuses what is neither "auto" nor a count."""
+    if isinstance(count, str):
+        return choice(name, count, ("auto",)) == "auto"
+    check_count(name, count, least)
+    return False
+
+
+def check_engine(engine: Any, known: Iterable[str]) -> None:
     """Refuse what steps nothing."""
-    if not isinstance(engine, str) or engine not in known:
-        raise InvalidProblemError(f"engine must be one of {tuple(known)}, got {shown(engine)}.")
+    choice("engine", engine, tuple(known))
 
 
 def check_optimizer(optimizer: object) -> None:

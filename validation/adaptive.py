@@ -22,7 +22,7 @@ from ._forgetting import Forgetting
 from ._gradients import Measurable
 from ._memory import Keeper
 from ._moments import moments
-from ._runs import TorchRun, advance, check_count, check_engine, check_optimizer, read_slots, set_up
+from ._runs import TorchRun, advance, check_engine, check_optimizer, is_auto, read_slots, set_up
 from .stationary import LARGEST_AUTOMATIC_BURN_IN, SNAPSHOT_SHARE, SNAPSHOTS, TRANSIENT_FRACTION, Estimate
 
 __all__ = ["adaptive_covariance"]
@@ -214,23 +214,21 @@ def _schedule(
     forgetting: Forgetting, beta2: float, replicas: int, steps: int | str, snapshots: int | str
 ) -> tuple[int, int, int, float]:
     """Burn-in, spacing and number of snapshots, and the share of the start that the burn-in leaves."""
-    if snapshots != "auto":
-        check_count("snapshots", snapshots, 1)
-    count = SNAPSHOTS if snapshots == "auto" else int(snapshots)
+    soon = is_auto("steps", steps, 1)
+    count = SNAPSHOTS if is_auto("snapshots", snapshots, 1) else int(snapshots)
     share = TRANSIENT_FRACTION * math.sqrt(2.0 / (replicas * count))
     spacing = forgetting.steps(SNAPSHOT_SHARE, LARGEST_AUTOMATIC_BURN_IN)
     frozen = forgetting.steps(share, LARGEST_AUTOMATIC_BURN_IN)
     squares = math.ceil(math.log(share) / math.log(beta2))
     if frozen is None or spacing is None:
-        if steps == "auto":
+        if soon:
             raise InvalidProblemError(
                 f"the slowest direction forgets its start in more than {LARGEST_AUTOMATIC_BURN_IN:,} steps; give "
                 f"steps=... to run anyway, or take a larger learning rate."
             )
         frozen, spacing = LARGEST_AUTOMATIC_BURN_IN, 1
     burn_in = frozen + squares
-    if steps != "auto":
-        check_count("steps", steps, 1)
+    if not soon:
         burn_in = int(steps) - (count - 1) * spacing
         if burn_in < 1:
             raise InvalidProblemError(

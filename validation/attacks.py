@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ..errors import InvalidProblemError, SgdcovError
-from ..numerics._arrays import flag, nonnegative, number, shown, whole_number
+from ..numerics._arrays import finite_array, flag, nonnegative, number, shown, tuple_of, whole_number
 from ._functional import refuse_random_modules
 from ._output_losses import Loss, per_example_loss
 
@@ -31,6 +31,8 @@ __all__ = ["fgsm", "pgd"]
 Domain = tuple[float | torch.Tensor, float | torch.Tensor] | None
 #: Points of the ball that are tried where the gradient at an input is 0, and gradients taken from each on.
 PROBES, PROBE_STEPS = 3, 3
+#: A count above it is a slip.
+MOST = 10**9
 Model = torch.nn.Module | Callable[[torch.Tensor], torch.Tensor]  # anything that maps inputs to outputs
 
 
@@ -165,7 +167,9 @@ def pgd(
     >>> round(float(y - worst @ w), 12)  # 1 + 0.1 * 5
     1.5
     """
-    steps, restarts = whole_number("steps", steps, least=1), whole_number("restarts", restarts, least=1)
+    steps, restarts = (
+        whole_number(name, count, least=1, most=MOST) for name, count in (("steps", steps), ("restarts", restarts))
+    )
     random_start = flag("random_start", random_start)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise InvalidProblemError(f"generator must be a torch.Generator, got {shown(generator)}.")
@@ -297,6 +301,14 @@ class _Objective:
         return losses.detach(), gradient
 
 
+def _bound(bound: object, x: torch.Tensor) -> torch.Tensor:
+    """One end of the domain in the shape of x; an infinite number is no bound."""
+    if not isinstance(bound, torch.Tensor):
+        free = isinstance(bound, float) and bool(np.isinf(bound))
+        bound = torch.tensor(bound if free else finite_array("domain", bound))  # type: ignore[arg-type]
+    return bound.to(dtype=x.dtype, device=x.device).expand_as(x)
+
+
 class _Region:
     """The ball about every example, cut by the domain; perturbations have the shape of x."""
 
@@ -311,9 +323,9 @@ class _Region:
         if isinstance(norm, str) or not np.isscalar(norm) or norm not in (2, np.inf):
             raise InvalidProblemError(f"norm must be 2 or numpy.inf, got {shown(norm)}.")
         try:
-            low, high = (-np.inf, np.inf) if domain is None else domain
-            bounds = [torch.as_tensor(b, dtype=x.dtype, device=x.device).expand_as(x) for b in (low, high)]
-        except (TypeError, ValueError, RuntimeError) as error:
+            low, high = (-np.inf, np.inf) if domain is None else tuple_of("domain", domain)
+            bounds = [_bound(b, x) for b in (low, high)]
+        except (TypeError, ValueError, RuntimeError, SgdcovError) as error:
             raise InvalidProblemError(
                 f"domain must be (low, high), numbers or tensors of the shape of x, got {shown(domain)}."
             ) from error

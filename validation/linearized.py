@@ -37,7 +37,7 @@ from ._jacobian import jacobian, range_of
 from ._linearized_runs import LinearizedEstimate, Tangent, measured
 from ._output_losses import LOSSES
 from ._range_coordinates import RangeCoordinates
-from ._runs import Engine
+from ._runs import Engine, is_auto
 from ._softmax_quadratic import softmax_quadratic
 from ._starts import Start
 from ._tensors import as_array, checked_inputs, checked_targets
@@ -376,8 +376,8 @@ class LinearizedNetwork(RangeCoordinates):
         return measured(
             tangent, optimizer, self.noise(batch_size, replacement, label_noise=label_noise), batch_size=batch_size,
             replacement=replacement, label_noise=label_noise, replicas=replicas, steps=steps, snapshots=snapshots,
-            start=self.start if start is None and steps != "auto" else start, mean=mean, slots=slots, engine=engine,
-            rng=rng, progress=progress,
+            start=start if is_auto("steps", steps, 1) or start is not None else self.start, mean=mean, slots=slots,
+            engine=engine, rng=rng, progress=progress,
         )  # fmt: skip
 
     def _attacked(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +22,8 @@ __all__ = ["cnn", "digits", "flat_loss", "mlp"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "softplus": nn.Softplus, "gelu": nn.GELU}
 #: A layer without values of its own, so that nothing is drawn from PyTorch's global generator.
 BARE: dict[str, Any] = {"dtype": torch.float64, "device": "meta"}
+#: Of any one width, kernel or side, and the weights of any one layer: what double precision holds in 8 GB.
+LARGEST = 10**9
 Activation = Literal["tanh", "relu", "softplus", "gelu"]
 
 
@@ -61,7 +63,7 @@ def mlp(
     generator = random_generator(rng)
     layers: list[nn.Module] = [nn.Flatten()]
     for fan_in, fan_out in itertools.pairwise(sizes):
-        layer = nn.Linear(fan_in, fan_out, **BARE).to_empty(device="cpu")
+        layer = _layer(nn.Linear, fan_in, fan_out)
         layers += [_initialised(layer, fan_in, generator), _activation(activation)]
     return nn.Sequential(*layers[:-1])
 
@@ -117,13 +119,13 @@ def cnn(
         raise InvalidProblemError(f"image must be (height, width), got {image!r}.")
     height, width = sides
     for fan_in, fan_out in itertools.pairwise(sizes):
-        layer = nn.Conv2d(fan_in, fan_out, kernel, stride=stride, padding=kernel // 2, **BARE).to_empty(device="cpu")
+        layer = _layer(nn.Conv2d, fan_in, fan_out, kernel, stride=stride, padding=kernel // 2)
         layers += [_initialised(layer, fan_in * kernel**2, generator), _activation(activation)]
         height, width = ((side + 2 * (kernel // 2) - kernel) // stride + 1 for side in (height, width))
         if min(height, width) < 1:
             raise InvalidProblemError(f"nothing is left of an image of {image} after {len(sizes) - 1} convolutions.")
     flat = sizes[-1] * height * width
-    head = nn.Linear(flat, outputs, **BARE).to_empty(device="cpu")
+    head = _layer(nn.Linear, flat, outputs)
     return nn.Sequential(*layers, nn.Flatten(), _initialised(head, flat, generator))
 
 
@@ -233,17 +235,27 @@ def digits(
     """
     from sklearn.datasets import load_digits
 
-    pixels, labels = load_digits(return_X_y=True)
+    generator, count = random_generator(rng), _size("examples", examples)
     wanted = list(range(10)) if classes is None else [whole_number("classes", c) for c in tuple_of("classes", classes)]
     images = flag("images", images)
+    pixels, labels = load_digits(return_X_y=True)
     known = np.flatnonzero(np.isin(labels, wanted))
-    if _size("examples", examples) > len(known):
+    if count > len(known):
         raise InvalidProblemError(f"there are {len(known)} digits of the classes {wanted}, got examples={examples}.")
-    drawn = random_generator(rng).permutation(known)[:examples]
+    drawn = generator.permutation(known)[:count]
     x = torch.tensor(pixels[drawn] / 16.0, dtype=torch.float64)
     index = torch.tensor([wanted.index(label) for label in labels[drawn]])
     y = 2.0 * index.double() - 1.0 if len(wanted) == 2 else index
     return (x.view(-1, 1, 8, 8) if images else x), y
+
+
+def _layer(kind: Callable[..., nn.Module], fan_in: int, fan_out: int, kernel: int = 1, **options: int) -> nn.Module:
+    """A layer without values."""
+    count = fan_in * fan_out * kernel**2
+    if count > LARGEST:
+        raise InvalidProblemError(f"a layer would have {count:.1e} weights, and {LARGEST:.0e} is the most taken here.")
+    sides = (kernel,) if options else ()
+    return kind(fan_in, fan_out, *sides, **options, **BARE).to_empty(device="cpu")
 
 
 def _initialised(layer: nn.Module, fan_in: int, generator: np.random.Generator) -> nn.Module:
@@ -261,4 +273,4 @@ def _activation(name: str) -> nn.Module:
 
 
 def _size(name: str, value: int) -> int:
-    return whole_number(name, value, least=1)
+    return whole_number(name, value, least=1, most=LARGEST)

@@ -30,7 +30,7 @@ from ._gradients import Measurable
 from ._memory import Keeper, snapshots_within
 from ._moments import moments
 from ._planning import forgetting_of, stationary_law
-from ._runs import Setup, advance, check_count, read_slots, set_up
+from ._runs import Setup, advance, is_auto, read_slots, set_up
 
 __all__ = ["Estimate", "stationary_covariance"]
 
@@ -286,11 +286,10 @@ def _schedule(
 ) -> tuple[int, int, int]:
     """Burn-in, spacing and number of snapshots, as many as memory is meant for where it is not said."""
     most = snapshots_within(SNAPSHOTS, replicas, size)
-    if snapshots != "auto":
-        check_count("snapshots", snapshots, 1)
+    soon, few = is_auto("steps", steps, 1), is_auto("snapshots", snapshots, 1)
     spacing = forgetting.steps(SNAPSHOT_SHARE, LARGEST_AUTOMATIC_BURN_IN)
-    if steps == "auto":
-        count = most if snapshots == "auto" else int(snapshots)
+    if soon:
+        count = most if few else int(snapshots)
         share = TRANSIENT_FRACTION * np.sqrt(2.0 / (replicas * count))
         burn_in = forgetting.steps(share, LARGEST_AUTOMATIC_BURN_IN)
         if burn_in is None or spacing is None:
@@ -301,11 +300,10 @@ def _schedule(
                 f"anyway, or take a larger learning rate or a better conditioned problem."
             )
         return burn_in, spacing, count
-    check_count("steps", steps, 1)
     total = int(steps)
     spacing = total if spacing is None else spacing
     fitting = 1 + (total // 2) // spacing
-    count = min(most, fitting) if snapshots == "auto" else int(snapshots)
+    count = min(most, fitting) if few else int(snapshots)
     burn_in = total - (count - 1) * spacing
     if burn_in < 1:
         raise InvalidProblemError(

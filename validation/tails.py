@@ -30,7 +30,7 @@ from ..numerics._arrays import number
 from ..numerics._result import Frozen
 from ..theory import Optimizer
 from ._gradients import Measurable
-from ._runs import Engine, advance, check_count, read_slots, set_up
+from ._runs import Engine, advance, check_count, is_auto, read_slots, set_up
 
 __all__ = ["TailEstimate", "tail_index"]
 
@@ -228,12 +228,11 @@ def tail_index(
     check_count("replicas", replicas, 1000)
     check_count("steps", steps, 2)
     level = number("level", level, least=0.0, most=1.0, open=True)
-    if order_statistics != "auto":
-        check_count("order_statistics", order_statistics, 2)
-        if order_statistics >= replicas:
-            raise InvalidProblemError(
-                f"order_statistics={order_statistics} of {replicas} replicas leave no threshold; take fewer."
-            )
+    chosen_here = is_auto("order_statistics", order_statistics, 2)
+    if not chosen_here and int(order_statistics) >= replicas:
+        raise InvalidProblemError(
+            f"order_statistics={order_statistics} of {replicas} replicas leave no threshold; take fewer."
+        )
     setup = set_up(
         optimizer, problem, replicas=replicas, slots=("w",), batch_size=batch_size, replacement=replacement,
         engine=engine, rng=rng, device=device,
@@ -261,7 +260,7 @@ def tail_index(
     stability = _hill_plot(ordered)
     trusted = _trusted(stability)
     chosen = max(FEWEST, int(UNDERSMOOTHED * trusted))
-    count = chosen if order_statistics == "auto" else int(order_statistics)
+    count = chosen if chosen_here else int(order_statistics)
     gamma, earlier = _hill(ordered, count), _hill(np.sort(found[steps // 2])[::-1], count)
     reach = float(norm.ppf(0.5 + 0.5 * level)) / math.sqrt(count)
     high = 1.0 / (gamma * (1.0 - reach)) if reach < 1.0 else math.inf

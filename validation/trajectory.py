@@ -27,7 +27,7 @@ from ..theory import Optimizer
 from ._fourth_moment import fourth_moment
 from ._gradients import Measurable
 from ._memory import Keeper
-from ._runs import Engine, Run, Setup, TorchRun, advance, check_optimizer, read_slots, set_up
+from ._runs import ENGINES, Engine, Run, Setup, TorchRun, advance, check_engine, check_optimizer, read_slots, set_up
 from ._starts import Start, begin
 from .schedules import SchedulerFactory, schedule_from_torch, scheduler_of
 from .transient import TransientEstimate, estimate_at, recorded_steps
@@ -218,6 +218,7 @@ def trajectory(
     True
     """
     check_optimizer(optimizer)
+    check_engine(engine, ENGINES)
     factory = None if isinstance(schedule, Schedule) else schedule
     records = recorded_steps("record", _default_record(schedule) if record is None else record)
     plan = _plan(schedule, optimizer, records[-1])
