@@ -15,7 +15,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ._directions import EPS
+from ._evolution import Evolution
 from ._forward_error import LARGEST_THETA, HessianError, Responses, frobenius
+from ._kernel import pair_kernel
 from ._margins import characteristic
 from ._problem import Problem
 from ._spectral_law import relative_error
@@ -70,8 +73,11 @@ def average_error(problem: Problem, value: Array, exponent: int, window: int) ->
     return relative_error(problem, np.abs(value), (change + change.T) / window, shift)
 
 
-def cancelled(problem: Problem, value: Array, terms: Array) -> float:
+def cancelled(problem: Problem, value: Array, terms: Array, law: Evolution, unit: int) -> float:
     r"""What the rounding of double-double leaves of a sum that cancels, from the sums of the sizes of its terms.
+
+    ``law`` is the stationary one that they are made of, for unit noise, with weights in units of ``2**unit``; how far
+    it is from the exact one is measured.
 
     The power of a rotation by t steps is wrong by t roundings, and so is each of the two factors of a covariance by as
     many as the mode is remembered.  A slow mode that does not turn is doubled by what it changes, and loses what the
@@ -86,11 +92,28 @@ def cancelled(problem: Problem, value: Array, terms: Array) -> float:
     memory[moving] = np.max(np.where(np.abs(shifts) > 0.25, lengths, 1.0), axis=1)
     hidden = np.zeros(value.shape[0])
     hidden[moving] = _condition(problem)
+    missed = np.zeros(value.shape[0])
+    missed[moving] = _missed(problem, law, unit)
     doubt = m * 2.0**-100 * (np.outer(memory, memory) + hidden + hidden[:, None]) * terms
+    doubt += np.maximum.outer(missed, missed) * terms
     if m * 2.0**-100 * np.max(hidden) > LARGEST_THETA and np.any(value):
         return float("inf")  # of first order only
     size = frobenius(value)
     return frobenius(doubt) / size if size else 0.0
+
+
+def _missed(problem: Problem, law: Evolution, unit: int) -> Array:
+    """By how much the variances of the weights differ from the exact ones, for every direction that moves.
+
+    Near the stability edge with momentum near 1 two modes nearly coincide, and what a step adds cancels between them.
+    """
+    h = problem.directions.eigenvalues[problem.directions.moving]
+    mantissas, exponents = pair_kernel(problem.optimizer).entries[0][0].scaled(h, h)
+    found = np.concatenate([np.diagonal(k.hi[0, 0, :, : r.stop - r.start]) for (r, _), k in law.parts()])
+    with np.errstate(all="ignore"):
+        gaps = np.abs(found / np.ldexp(mantissas, exponents - 2 * unit) - 1.0)
+    # The exact ones are rounded to a few units in the last place themselves.
+    return np.asarray(np.where(np.isfinite(gaps), np.maximum(gaps - 16.0 * EPS, 0.0), np.inf))
 
 
 def _condition(problem: Problem) -> Array:
