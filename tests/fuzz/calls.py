@@ -343,8 +343,26 @@ def _array_of_law(case, spec, plain, hessian, of):
             error = slack(spec, plain, safely, right, hessian) if not flat else 1e-9
             # Entries of a lag may cancel: what is known is relative to the law that they belong to.
             error = error * max(1, size_of(found.value) / size_of(right)) if size_of(right) else mp.inf
-        if error < 1:
+        if not error < 1:
+            return
+        try:
             near(result, right, error)
+        except Wrong:
+            again = safely_quiet(plain)
+            if again is None:
+                raise
+            near(result, again, error)
+
+    def safely_quiet(q):
+        """The same without directions that are flat and quiet up to rounding, as the law may take them."""
+        out = flat_by_rounding(spec, q)
+        if not out:
+            return None
+        c = [[mpf(0) if i in out or j in out else x for j, x in enumerate(row)] for i, row in enumerate(q.c)]
+        h = [mpf(0) if i in out else h for i, h in enumerate(q.h)]
+        if any(not spec.stable(x) for i, x in enumerate(h) if i not in out):
+            return None
+        return of(o.Plain(h, c, q.basis, q.inverse, False), tuple(sorted({*flat, *out})))
 
     case.judge = judge
     return case
