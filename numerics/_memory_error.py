@@ -8,7 +8,7 @@ of a window it is a product of two sums.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -73,11 +73,11 @@ def average_error(problem: Problem, value: Array, exponent: int, window: int) ->
     return relative_error(problem, np.abs(value), (change + change.T) / window, shift)
 
 
-def cancelled(problem: Problem, value: Array, terms: Array, law: Evolution, unit: int) -> float:
+def cancelled(problem: Problem, value: Array, terms: Array, law: Evolution, b: int, units: Sequence[int]) -> float:
     r"""What the rounding of double-double leaves of a sum that cancels, from the sums of the sizes of its terms.
 
-    ``law`` is the stationary one that they are made of, for unit noise, with weights in units of ``2**unit``; how far
-    it is from the exact one is measured.
+    ``law`` is the stationary one that they are made of, for unit noise, its slots in units of ``2**units``; how far its
+    covariances with slot b are from the exact ones is measured.
 
     The power of a rotation by t steps is wrong by t roundings, and so is each of the two factors of a covariance by as
     many as the mode is remembered.  A slow mode that does not turn is doubled by what it changes, and loses what the
@@ -93,7 +93,7 @@ def cancelled(problem: Problem, value: Array, terms: Array, law: Evolution, unit
     hidden = np.zeros(value.shape[0])
     hidden[moving] = _condition(problem)
     missed = np.zeros(value.shape[0])
-    missed[moving] = _missed(problem, law, unit)
+    missed[moving] = _missed(problem, law, b, units)
     doubt = m * 2.0**-100 * (np.outer(memory, memory) + hidden + hidden[:, None]) * terms
     doubt += np.maximum.outer(missed, missed) * terms
     if m * 2.0**-100 * np.max(hidden) > LARGEST_THETA and np.any(value):
@@ -102,18 +102,23 @@ def cancelled(problem: Problem, value: Array, terms: Array, law: Evolution, unit
     return frobenius(doubt) / size if size else 0.0
 
 
-def _missed(problem: Problem, law: Evolution, unit: int) -> Array:
-    """By how much the variances of the weights differ from the exact ones, for every direction that moves.
+def _missed(problem: Problem, law: Evolution, b: int, units: Sequence[int]) -> Array:
+    """By how much the covariances of slot b differ from the exact ones, for every direction that moves.
 
     Near the stability edge with momentum near 1 two modes nearly coincide, and what a step adds cancels between them.
     """
-    h = problem.directions.eigenvalues[problem.directions.moving]
-    mantissas, exponents = pair_kernel(problem.optimizer).entries[0][0].scaled(h, h)
-    found = np.concatenate([np.diagonal(k.hi[0, 0, :, : r.stop - r.start]) for (r, _), k in law.parts()])
-    with np.errstate(all="ignore"):
-        gaps = np.abs(found / np.ldexp(mantissas, exponents - 2 * unit) - 1.0)
-    # The exact ones are rounded to a few units in the last place themselves.
-    return np.asarray(np.where(np.isfinite(gaps), np.maximum(gaps - 16.0 * EPS, 0.0), np.inf))
+    h, kernel = problem.directions.eigenvalues[problem.directions.moving], pair_kernel(problem.optimizer)
+    found = [k.hi[:, b, :, : r.stop - r.start] for (r, _), k in law.parts()]
+    worst = np.zeros(h.size)
+    for p, unit in enumerate(units):
+        mantissas, exponents = kernel.entries[p][b].scaled(h, h)
+        own = np.concatenate([np.diagonal(block[p]) for block in found])
+        with np.errstate(all="ignore"):
+            gaps = np.abs(own / np.ldexp(mantissas, exponents - unit - units[b]) - 1.0)
+        gaps = np.where(mantissas != 0, np.where(np.isfinite(gaps), gaps, np.inf), 0.0)
+        # The exact ones are rounded to a few units in the last place themselves.
+        worst = np.maximum(worst, gaps - 4.0 * EPS)
+    return worst
 
 
 def _condition(problem: Problem) -> Array:

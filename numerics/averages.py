@@ -104,7 +104,7 @@ def autocovariance(
         mirror(out, rows, columns, other.hi[0, 0] * c[rows, columns])
     whole, exponent = _with_flat(problem, out), units[a] + units[b] + problem.scaled_noise.exponent
     error = lagged_error(problem, whole, exponent, count, a, b)
-    error += cancelled(problem, whole, _with_flat(problem, terms), law, units[0])
+    error += cancelled(problem, whole, _with_flat(problem, terms), law, b, units)
     warn_if_inaccurate("autocovariance", error, CAUSE)
     return BoundedArray(in_doubles(problem.directions.rotate_back(whole, symmetric=False), exponent), error)
 
@@ -161,7 +161,7 @@ def average_covariance(
         mirror(out, rows, columns, out[rows, columns])
     whole, exponent = _with_flat(problem, out), 2 * units[0] + problem.scaled_noise.exponent
     error = average_error(problem, whole, exponent, count)
-    error += cancelled(problem, whole, _with_flat(problem, terms), law, units[0])
+    error += cancelled(problem, whole, _with_flat(problem, terms), law, 0, units)
     warn_if_inaccurate("average_covariance", error, CAUSE)
     return BoundedArray(in_doubles(problem.directions.rotate_back(whole), exponent), error)
 
