@@ -222,7 +222,8 @@ def _robust(kind, make):
             top = max(size_of([g]) for g in grads)
             # Where the rows are nearly collinear weights are huge, and residuals known to a rounding of their terms.
             sizes = np.linalg.norm(X, axis=1)
-            blur = np.max(sizes * (np.abs(X) @ np.abs(best) + np.abs(y))) if weights is None else 0.0
+            share = np.ones(n) if weights is None else weights
+            blur = np.max(share * sizes * (np.abs(X) @ np.abs(best) + np.abs(y)))
             blur *= (d + 1) * 2.0**-52
             require(off <= 1e-8 * (size_of(right) + top**2) + 2 * blur * top + blur**2, "noise")
 
