@@ -175,7 +175,7 @@ def preconditioner_sqrt(preconditioner: ArrayLike, dim: int) -> tuple[Array, Arr
     >>> preconditioner_sqrt([4.0, 1.0], dim=2)
     (array([2., 1.]), array([0.5, 1. ]))
     """
-    if np.ndim(preconditioner) == 1:
+    if _arrays.finite_array("preconditioner", preconditioner).ndim == 1:
         diagonal = _arrays.vector("preconditioner", preconditioner, dim=dim)
         if np.any(diagonal <= 0.0):
             i = int(diagonal.argmin())
