@@ -191,4 +191,6 @@ def joint_error(problem: Problem, size: Array, lost: Array) -> Array:
     rounding = 8.0 * EPS if d.basis is None else 2.0 * (d.eigenvalues.size + 4) * EPS
     with np.errstate(all="ignore"):
         ratio = np.where(lost == 0.0, 0.0, lost / size)
-    return np.asarray(np.where(size > 0, np.where(np.isnan(ratio), np.inf, ratio) + rounding, ratio * 0.0))
+    error = np.where(size > 0, ratio + rounding, ratio * 0.0)
+    # Where the size is beyond double precision in the units of the noise, nothing is known.
+    return np.asarray(np.where(np.isnan(error), np.inf, error))

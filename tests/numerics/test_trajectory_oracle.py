@@ -253,3 +253,11 @@ def test_a_period_without_noise_has_the_law_0():
     law = periodic_covariance(heavy_ball(lr=0.1, momentum=0.9), period, [[1.0, 0.2], [0.2, 0.5]], np.zeros((2, 2)))
     assert not law.covariance.any()
     assert [part.error for part in law.laws] == [0.0, 0.0]
+
+
+def test_an_error_that_cannot_be_told_is_infinite_and_warned_of():
+    hessian = 1e-102 * np.array([[4.0, -2.0], [-2.0, 3.0]])
+    with pytest.warns(AccuracyWarning, match="no bound"):
+        law = transient_covariance(sgd(lr=4e101), hessian, np.diag([0.1, 1e-7]), 0, start=np.eye(2))
+    assert law.value == pytest.approx(np.eye(2), abs=1e-14)
+    assert law.error == np.inf
