@@ -22,7 +22,7 @@ from ._margins import check_stable
 from ._rotated_noise import RotatedNoise, is_diagonal, rotated_noise
 from .preconditioners import preconditioner_sqrt
 
-__all__ = ["Problem", "is_diagonal", "make_problem"]
+__all__ = ["Problem", "make_problem"]
 
 Array: TypeAlias = NDArray[np.float64]
 

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidProblemError
 from . import _arrays
+from ._rotated_noise import is_diagonal
 
 __all__ = ["adam", "damped_newton", "natural_gradient", "preconditioner_sqrt", "rmsprop"]
 
@@ -191,7 +192,7 @@ def preconditioner_sqrt(preconditioner: ArrayLike, dim: int) -> tuple[Array, Arr
 def _definite_eigh(name: str, p: Array, way_out: str = "") -> tuple[Array, Array]:
     """The eigenvalues and eigenvectors of a positive definite matrix, or an error with its smallest eigenvalue."""
     values, vectors = scipy.linalg.eigh(p, check_finite=False)
-    level = 0.0 if _is_diagonal(p) else p.shape[0] * float(np.finfo(np.float64).eps) * float(np.abs(values).max())
+    level = 0.0 if is_diagonal(p) else p.shape[0] * float(np.finfo(np.float64).eps) * float(np.abs(values).max())
     if not values[0] > level:
         raise InvalidProblemError(
             f"{name} is not positive definite: its smallest eigenvalue is {values[0]:.6g}, its largest {values[-1]:.6g}"
@@ -206,7 +207,7 @@ def _damped_inverse(name: str, a: ArrayLike, damping: float) -> Array:
     damped = matrix + delta * np.eye(matrix.shape[0])
     label = f"{name} + damping*I with damping={delta:.6g}" if delta else name
     values, vectors = _definite_eigh(label, damped, "; a positive (larger) damping makes it invertible")
-    if _is_diagonal(damped):
+    if is_diagonal(damped):
         return np.diag(1.0 / np.diagonal(damped))
     return _symmetrised((vectors / values) @ vectors.T)
 
@@ -222,10 +223,6 @@ def _inverse_root(second_moment: ArrayLike, eps: Any) -> Array:
         i = int(denominator.argmin())
         raise InvalidProblemError(f"second_moment[{i}] = 0 needs eps > 0, got eps={shift:.6g}")
     return np.asarray(1.0 / denominator)
-
-
-def _is_diagonal(a: Array) -> bool:
-    return bool(np.count_nonzero(a) == np.count_nonzero(np.diagonal(a)))
 
 
 def _symmetrised(a: Array) -> Array:
